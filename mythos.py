@@ -1,0 +1,972 @@
+# SPDX-License-Identifier: MIT
+"""Mythos: a Recurrent-Depth Transformer in one readable file.
+
+A language model that loops one block instead of stacking many, so that the same weights can think
+longer about harder input:
+
+    e        = RMSNorm(Prelude(embed(tokens)))               run once
+    h_0      = 0
+    h_{t+1}  = A·h_t + B·e + R(h_t, e)                       run n_loops times, same weights
+    logits   = head(RMSNorm(Coda(RMSNorm(h_T))))             run once
+
+Read it top to bottom: config, attention (GQA and MLA), feed-forward (SwiGLU and experts), the
+block, the state update (A and B), the cache, the model, the sizes from 1B to 1T.
+
+    model = RecurrentDepthTransformer(get_model_config("tiny"))
+    logits, loss = model(tokens, targets, n_loops=8)         # depth is an argument, not a constant
+    tokens = model.generate(tokens, 32, temperature=0, halt_threshold=0.3)
+
+Not here: training (train_tiny.py), tokenizers, dropout, multi-token prediction, multi-GPU code.
+The architecture is speculation (OpenMythos); not affiliated with or confirmed by Anthropic.
+
+Letters used in equations and shape comments:
+    B  batch rows                 D  d_model, width of the residual stream
+    T  new tokens in this call    H  query heads          G  key/value heads (GQA)
+    N  tokens attended to         C  head_dim             F  hidden width of a feed-forward
+    L  loops, n_loops             E  routed experts       K  experts chosen per token
+    W  numbers cached per token   Z  kv_lora_rank, width of MLA's shared latent
+
+References: looped depth — Universal Transformer (arXiv 1807.03819), Huginn (2502.05171), Parcae
+(2604.12946); GQA (2305.13245); MLA — DeepSeek-V2 (2405.04434); experts — DeepSeekMoE (2401.06066)
+and DeepSeek-V3 (2412.19437); loss-free balancing (2408.15664); RoPE (2104.09864); SwiGLU
+(2002.05202).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def expect(ok: bool, field: str, got: object, expected: str) -> None:
+    """Raise the ValueError that every mistake of a caller ends in."""
+    if not ok:
+        raise ValueError(f"{field}: got {got!r}, expected {expected}")
+
+
+# ------------------------------------------------------------------------------------------------
+# Config
+# ------------------------------------------------------------------------------------------------
+
+
+class Widths(NamedTuple):
+    """The widths that a config leaves to a rule (fields that are None), as plain numbers."""
+
+    head_dim: int
+    n_kv_heads: int
+    kv_lora_rank: int
+    d_ff: int
+    d_expert: int
+
+
+@dataclass(frozen=True)
+class MythosConfig:
+    """Every number of the architecture. The defaults build in a moment on a laptop.
+
+    A width that is None follows the rule in its comment; `widths()` tells the number.
+    Raises ValueError at construction if a field, or a combination of fields, is impossible.
+    """
+
+    vocab_size: int = 256  # bytes
+    d_model: int = 128  # D
+    max_seq_len: int = 1024  # longest sequence accepted, in tokens
+
+    # The three stages. With recurrent_layers = 0 there is no loop: a plain transformer.
+    prelude_layers: int = 1  # blocks run once before the loop
+    recurrent_layers: int = 1  # blocks inside the loop, run n_loops times
+    coda_layers: int = 1  # blocks run once after the loop
+    max_loop_iters: int = 8  # loops when a call does not say; a call may ask for more
+    spectral_radius_target: float | None = 0.95  # rho(A) stays below; None: unconstrained
+
+    # Attention. head_dim is the width of a query head (MLA: of its part without RoPE).
+    attention_type: str = "mla"  # "mla" or "gqa"
+    n_heads: int = 4  # H
+    head_dim: int | None = None  # C; None: d_model / n_heads
+    n_kv_heads: int | None = None  # G, GQA only; None: n_heads / 4 if whole, else n_heads
+    kv_lora_rank: int | None = None  # Z, MLA only; None: 4·head_dim, as in DeepSeek-V2
+    q_lora_rank: int | None = None  # MLA only; None: queries are not compressed
+    rope_theta: float = 10_000.0  # the longest RoPE wavelength is about 2π·rope_theta tokens
+
+    # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
+    d_ff: int | None = None  # F of a dense SwiGLU; None: 8/3·d_model, rounded up to 64
+    num_experts: int = 8  # E, routed
+    num_experts_per_token: int = 2  # K
+    num_shared_experts: int = 1  # experts that every token uses
+    d_expert: int | None = None  # F of an expert; None: d_ff / (K + shared), as in DeepSeek-V3
+
+    norm_eps: float = 1e-6
+
+    def widths(self) -> Widths:
+        head_dim = self.head_dim or self.d_model // self.n_heads
+        d_ff = self.d_ff or 64 * math.ceil(self.d_model / 24)
+        used = self.num_experts_per_token + self.num_shared_experts
+        return Widths(
+            head_dim=head_dim,
+            n_kv_heads=self.n_kv_heads or self.n_heads // (1 if self.n_heads % 4 else 4),
+            kv_lora_rank=self.kv_lora_rank or 4 * head_dim,
+            d_ff=d_ff,
+            d_expert=self.d_expert or 8 * math.ceil(d_ff / used / 8),
+        )
+
+    def __post_init__(self) -> None:
+        may_be_zero = ("prelude_layers", "recurrent_layers", "coda_layers", "max_loop_iters")
+        may_be_zero += ("num_experts", "num_shared_experts")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is None and "None" in f.type:
+                continue
+            if "int" in f.type:
+                low = 0 if f.name in may_be_zero else 1
+                expect(type(value) is int and value >= low, f.name, value, f"an integer >= {low}")
+            elif "float" in f.type:
+                ok = type(value) in (int, float) and 0 < value < math.inf
+                expect(ok, f.name, value, "a finite number above 0")
+        rho, kinds = self.spectral_radius_target, ("mla", "gqa")
+        expect(rho is None or rho < 1, "spectral_radius_target", rho, "below 1, or None")
+        expect(self.attention_type in kinds, "attention_type", self.attention_type, f"one of {kinds}")
+
+        H, K, E, w = self.n_heads, self.num_experts_per_token, self.num_experts, self.widths()
+        ok = self.head_dim is not None or self.d_model % H == 0
+        expect(ok, "n_heads", H, f"a divisor of d_model = {self.d_model}, or head_dim given")
+        even = 4 if self.attention_type == "mla" else 2  # MLA rotates half of head_dim
+        expect(w.head_dim % even == 0, "head_dim", w.head_dim, f"a multiple of {even}, for RoPE")
+        expect(H % w.n_kv_heads == 0, "n_kv_heads", w.n_kv_heads, f"a divisor of n_heads = {H}")
+        if E > 0:
+            expect(K <= E, "num_experts_per_token", K, f"at most num_experts = {E}")
+            for name, width in (("d_model", self.d_model), ("d_expert", w.d_expert)):
+                expect(width % 8 == 0, name, width, "a multiple of 8 (F.grouped_mm: 16-byte rows)")
+
+
+# ------------------------------------------------------------------------------------------------
+# Attention: rotary positions, then GQA and MLA with one interface
+# ------------------------------------------------------------------------------------------------
+
+
+def rope_angles(positions: Tensor, width: int, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """cos and sin, each fp32 of shape (T, width/2), of the angles that RoPE turns by.
+
+    Computed from integer positions (T,) on every call: a stored table would lose its precision in
+    `.to(torch.bfloat16)` and its values in `to_empty`.
+    """
+    pair = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
+    # angle[t, i] = position[t] · theta^(−2i / width)
+    angles = positions.float()[:, None] * theta ** (-pair / width)
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + width/2}) of x (..., T, width) by their angle (RoFormer)."""
+    x1, x2 = x.chunk(2, dim=-1)  # low-precision x meets fp32 cos: the product is fp32
+    return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).to(x.dtype)
+
+
+class GroupedQueryAttention(nn.Module):
+    """Causal self-attention in which H / G query heads share one key/value head (Ainslie 2023).
+
+    forward: x (B, T, D) -> (B, T, D). Copy it together with `apply_rope`.
+
+    Both attentions describe what a token leaves behind for later tokens as one *row* of W numbers:
+    here its keys and values, W = 2·G·C. `update`, if given, stores the new rows (B, T, W) and
+    returns those of all N tokens so far (B, N, W): that is a cache. `mask` (T, N) is True where
+    a query may look; None means plain causal (or, for T = 1, everything).
+    """
+
+    def __init__(self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
+        self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
+        self.out_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        update: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        B, T, _ = x.shape
+        G, C = self.n_kv_heads, self.head_dim
+        q = self.q_proj(x).view(B, T, -1, C).transpose(1, 2)  # (B, H, T, C)
+        k = self.k_proj(x).view(B, T, G, C).transpose(1, 2)  # (B, G, T, C)
+        v = self.v_proj(x).view(B, T, G, C).transpose(1, 2)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        if update is not None:
+            rows = update(torch.stack([k, v]).permute(1, 3, 0, 2, 4).flatten(2))  # (B, N, 2·G·C)
+            k, v = rows.view(B, -1, 2, G, C).permute(2, 0, 3, 1, 4)  # 2 of (B, G, N, C)
+        # SDPA's own is_causal puts query 0 at key 0: right without a past, wrong with one.
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=True
+        )
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """Causal self-attention whose keys and values are rebuilt from one small latent (DeepSeek-V2).
+
+    A token's row is its latent (Z numbers) and *one* RoPE key shared by all heads (R numbers):
+    W = Z + R, whatever the number of heads. forward and `update` as in GroupedQueryAttention.
+    Copy it together with `apply_rope`.
+
+    Each head's score has a part without positions and a rotated part:
+        score(q, j) = (q_nope · k_nope_j + q_rope · k_rope_j) / sqrt(C + R),   k_nope = U_k·latent
+    RoPE cannot pass through U_k, hence the separate rotated key.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        kv_lora_rank: int,
+        qk_nope_head_dim: int,
+        qk_rope_head_dim: int,
+        v_head_dim: int,
+        q_lora_rank: int | None = None,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.n_heads, self.kv_lora_rank, self.v_head_dim = n_heads, kv_lora_rank, v_head_dim
+        self.qk_nope_head_dim, self.qk_rope_head_dim = qk_nope_head_dim, qk_rope_head_dim
+        q_width = n_heads * (qk_nope_head_dim + qk_rope_head_dim)
+        if q_lora_rank is None:
+            self.q_proj = nn.Linear(d_model, q_width, bias=False)
+        else:
+            self.q_proj = nn.Sequential(
+                nn.Linear(d_model, q_lora_rank, bias=False),
+                nn.RMSNorm(q_lora_rank, eps=norm_eps),
+                nn.Linear(q_lora_rank, q_width, bias=False),
+            )
+        self.kv_down_proj = nn.Linear(d_model, kv_lora_rank + qk_rope_head_dim, bias=False)
+        self.kv_norm = nn.RMSNorm(kv_lora_rank, eps=norm_eps)
+        kv_width = n_heads * (qk_nope_head_dim + v_head_dim)
+        self.kv_up_proj = nn.Linear(kv_lora_rank, kv_width, bias=False)
+        self.out_proj = nn.Linear(n_heads * v_head_dim, d_model, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        update: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        B, T, _ = x.shape
+        Z, nope, R, V = self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim
+        q = self.q_proj(x).view(B, T, self.n_heads, nope + R).transpose(1, 2)  # (B, H, T, nope+R)
+        q_nope, q_rope = q.split([nope, R], dim=-1)
+        q_rope = apply_rope(q_rope, cos, sin)
+        latent, k_rope = self.kv_down_proj(x).split([Z, R], dim=-1)
+        rows = torch.cat([self.kv_norm(latent), apply_rope(k_rope, cos, sin)], dim=-1)  # (B, T, W)
+        if update is not None:
+            rows = update(rows)  # (B, N, W)
+        # Two ways to the same result; take the one with fewer multiplications per head. Without
+        # a past (N = T) that is always `expanded`; one new token with a long past: `absorbed`.
+        N = rows.shape[1]
+        absorb = T * N * (2 * Z - nope - V) < (N - T) * Z * (nope + V)
+        attend = self.absorbed if absorb else self.expanded
+        return self.out_proj(attend(q_nope, q_rope, rows, mask).transpose(1, 2).flatten(2))
+
+    def expanded(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
+        """Rebuild each head's keys and values from the rows, then attend: (B, H, T, V)."""
+        B, N, _ = rows.shape
+        latent, k_rope = rows.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
+        kv = self.kv_up_proj(latent).view(B, N, self.n_heads, -1).transpose(1, 2)
+        k_nope, v = kv.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
+        k_rope = k_rope[:, None].expand(-1, self.n_heads, -1, -1)  # the same key for every head
+        q, k = torch.cat([q_nope, q_rope], dim=-1), torch.cat([k_nope, k_rope], dim=-1)
+        causal = mask is None and q.shape[2] > 1
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+    def absorbed(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend to the rows themselves, never rebuilding a key or a value: (B, H, T, V).
+
+        q·(U_k·latent) = (U_kᵀ·q)·latent and Σ p·(U_v·latent) = U_v·(Σ p·latent): U_k moves into
+        the query, U_v behind the sum, and all heads read the same row, as if G were 1.
+        """
+        nope, V = self.qk_nope_head_dim, self.v_head_dim
+        up = self.kv_up_proj.weight.view(self.n_heads, nope + V, -1)  # (H, nope+V, Z)
+        U_k, U_v = up.split([nope, V], dim=1)
+        q = torch.cat([q_nope @ U_k, q_rope], dim=-1)  # (B, H, T, Z+R)
+        k, v = rows[:, None], rows[:, None, :, : self.kv_lora_rank]  # (B, 1, N, Z+R) and (.., Z)
+        causal, scale = mask is None and q.shape[2] > 1, (nope + q_rope.shape[-1]) ** -0.5
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
+        )
+        return out @ U_v.transpose(1, 2)
+
+
+# ------------------------------------------------------------------------------------------------
+# Feed-forward: SwiGLU, and a mixture of such experts
+# ------------------------------------------------------------------------------------------------
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward (Shazeer 2020): down(silu(gate(x)) ⊙ up(x)), (..., D) -> (..., D)."""
+
+    def __init__(self, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(d_model, d_hidden, bias=False)
+        self.up_proj = nn.Linear(d_model, d_hidden, bias=False)
+        self.down_proj = nn.Linear(d_hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MixtureOfExperts(nn.Module):
+    """Shared experts for every token plus K of E routed ones (DeepSeekMoE, DeepSeek-V3).
+
+    forward: x (B, T, D) -> (B, T, D). Copy it together with `SwiGLU`.
+
+        s      = sigmoid(x·W_router)                       one score per expert, in (0, 1)
+        chosen = the K experts with the largest s + bias
+        gate_i = s_i / Σ_chosen s                          without the bias; K = 1: s_i itself
+        out    = shared(x) + Σ_chosen gate_i · expert_i(x)
+
+    The bias only steers *which* experts are chosen. It is not learned: `update_router_bias` raises
+    it for experts that got too few tokens and lowers it for those that got too many, so the load
+    evens out without an auxiliary loss pulling at the gradients (Wang et al. 2024).
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        d_expert: int,
+        num_experts: int,
+        num_experts_per_token: int,
+        num_shared_experts: int = 0,
+    ) -> None:
+        super().__init__()
+        E, D, F_ = num_experts, d_model, d_expert
+        self.num_experts_per_token = num_experts_per_token
+        self.router = nn.Linear(D, E, bias=False)
+        self.gate_proj = nn.Parameter(torch.randn(E, D, F_) / D**0.5)  # expert i: x @ gate_proj[i]
+        self.up_proj = nn.Parameter(torch.randn(E, D, F_) / D**0.5)
+        self.down_proj = nn.Parameter(torch.randn(E, F_, D) / F_**0.5)
+        self.shared = SwiGLU(D, num_shared_experts * F_) if num_shared_experts else None
+        self.register_buffer("router_bias", torch.zeros(E))
+        # Tokens sent to each expert since the last bias update. Integers: no cast can round them.
+        self.register_buffer("load", torch.zeros(E, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape, x = x.shape, x.flatten(0, -2)  # (B·T, D); experts do not care about positions
+        chosen, gates = self.route(x)
+        out = self.dispatch(x, chosen, gates)
+        if self.shared is not None:
+            out = out + self.shared(x)
+        return out.view(shape)
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (n, D) -> the chosen experts and their gates, both (n, K)."""
+        scores = self.router(x).float().sigmoid()  # (n, E)
+        chosen = (scores.detach() + self.router_bias).topk(self.num_experts_per_token).indices
+        gates = scores.gather(1, chosen)
+        if self.num_experts_per_token > 1:  # for K = 1 this would be 1 and the router learn nothing
+            gates = gates / gates.sum(dim=-1, keepdim=True)
+        return chosen, gates.to(x.dtype)
+
+    def dispatch(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+        """Σ_chosen gate_i · expert_i(x), (n, D), with three matrix products for all experts.
+
+        Sorted by expert, the (token, expert) pairs of one expert lie next to each other;
+        `F.grouped_mm` multiplies each such group with its expert's matrix.
+        """
+        E, K = self.router_bias.numel(), self.num_experts_per_token
+        expert, pair = chosen.flatten().sort(stable=True)  # (n·K,) each
+        token = pair // K
+        # Expert i owns the sorted pairs ends[i−1] to ends[i].
+        ends = torch.searchsorted(expert, torch.arange(E, device=x.device), right=True, out_int32=True)
+        if self.training:
+            with torch.no_grad():
+                self.load += ends.diff(prepend=ends.new_zeros(1))
+        # Autocast does not reach F.grouped_mm; hand it the dtype that autocast would choose.
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        gate_proj, up_proj, down_proj = (
+            w.to(dtype) for w in (self.gate_proj, self.up_proj, self.down_proj)
+        )
+        rows = x[token].to(dtype)  # (n·K, D)
+        hidden = F.silu(F.grouped_mm(rows, gate_proj, offs=ends))
+        hidden = hidden * F.grouped_mm(rows, up_proj, offs=ends)  # (n·K, F)
+        out = F.grouped_mm(hidden, down_proj, offs=ends)  # (n·K, D)
+        out = out * gates.flatten()[pair, None]
+        return torch.zeros_like(x).index_add(0, token, out.to(x.dtype))
+
+    @torch.no_grad()
+    def update_router_bias(self, speed: float = 1e-3) -> Tensor:
+        """Move the bias against the imbalance since the last call; returns that load, (E,) int64.
+
+        bias_i += speed · sign(mean(load) − load_i). Call it once after each optimizer step.
+        """
+        load = self.load.clone()
+        self.router_bias += speed * (load.float().mean() - load).sign()
+        self.load.zero_()
+        return load
+
+
+# ------------------------------------------------------------------------------------------------
+# Block, state update, cache
+# ------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + ffn(norm(x)), (B, T, D)."""
+
+    def __init__(self, d_model: int, attention: nn.Module, ffn: nn.Module, norm_eps: float = 1e-6):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.attention = attention
+        self.ffn_norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.ffn = ffn
+
+    def forward(self, x: Tensor, *attention_inputs) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), *attention_inputs)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class StateUpdate(nn.Module):
+    """The linear part of the loop: h_{t+1} = A·h_t + B·e + R(h_t, e), each (B, T, D).
+
+    A and B are diagonal, D numbers each. For A that loses nothing: any diagonalisable matrix is
+    diagonal in some basis, and the layers around the loop are free to learn that basis. It makes
+    the spectral radius rho(A) = max|A_i| exact and free, and so it can be *bounded*:
+
+        A = target · sigmoid(a)          rho(A) < target for every value of the parameter a
+
+    With |R| <= M the state then stays within |h_t| <= rho^t·|h_0| + (max|B·e| + M) / (1 − rho).
+    Bounded is not settled: whether h stops moving depends on the whole Jacobian, A + dR/dh. See
+    `RecurrentDepthTransformer.loop_gain`.
+    """
+
+    def __init__(self, d_model: int, spectral_radius_target: float | None = 0.95) -> None:
+        super().__init__()
+        self.target = spectral_radius_target
+        self.a = nn.Parameter(torch.zeros(d_model))
+        self.b = nn.Parameter(torch.full((d_model,), 0.5))  # B·e starts comparable to R
+
+    def A(self) -> Tensor:
+        """The diagonal of A, (D,), fp32."""
+        if self.target is None:
+            return self.a.float() + 0.475  # starts where target = 0.95 does, then free to explode
+        # Rounding to bf16 can raise a number by up to 2^-9 of itself. Aiming 2^-8 below the target
+        # keeps rho(A) < target after any cast.
+        return self.target * (1 - 2**-8) * self.a.float().sigmoid()
+
+    def forward(self, h: Tensor, e: Tensor, r: Tensor) -> Tensor:
+        return self.A().to(h.dtype) * h + self.b.to(h.dtype) * e + r
+
+    @torch.no_grad()
+    def spectral_radius(self) -> float:
+        """rho(A) = max |A_i|, exact because A is diagonal."""
+        return self.A().abs().max().item()
+
+
+class Cache:
+    """What past tokens left behind: one slot of rows per layer application, allocated once.
+
+    A looped block attends to a different state in each loop, so each loop has slots of its own:
+    slots = prelude_layers + n_loops·recurrent_layers + coda_layers. Make one with
+    `model.new_cache`; `n_tokens` counts the tokens it holds.
+    """
+
+    def __init__(
+        self, *, prelude: int, recurrent: int, coda: int, n_loops: int,
+        batch_size: int, length: int, width: int, device=None, dtype=None,
+    ) -> None:  # fmt: skip
+        self.prelude, self.recurrent, self.n_loops, self.n_tokens = prelude, recurrent, n_loops, 0
+        slots = prelude + n_loops * recurrent + coda
+        self.rows = torch.zeros(slots, batch_size, length, width, device=device, dtype=dtype)
+
+    def update(self, slot: int, active: Tensor | None, rows: Tensor) -> Tensor:
+        """Write a chunk's rows (B, T, W) after the n_tokens held; return all (B, N, W) of the slot.
+
+        Where `active` (B, T) is False the token has halted: it keeps the row of the loop before.
+        """
+        start, end = self.n_tokens, self.n_tokens + rows.shape[1]
+        if active is not None:
+            rows = torch.where(active[..., None], rows, self.rows[slot - self.recurrent, :, start:end])
+        self.rows[slot, :, start:end] = rows
+        return self.rows[slot, :, :end]
+
+    def carry(self, loops_run: int, n_new: int) -> None:
+        """All of the n_new tokens halted: they keep the last loop's rows in all later loops."""
+        new = self.rows[self.prelude :, :, self.n_tokens : self.n_tokens + n_new]
+        new = new[: self.n_loops * self.recurrent].unflatten(0, (self.n_loops, self.recurrent))
+        new[loops_run:] = new[loops_run - 1]
+
+
+# ------------------------------------------------------------------------------------------------
+# The model
+# ------------------------------------------------------------------------------------------------
+
+
+class RecurrentDepthTransformer(nn.Module):
+    """Prelude once, one block looped n_loops times, coda once (see the equations at the top).
+
+    RecurrentDepthTransformer(config), RecurrentDepthTransformer(d_model=256, attention_type="gqa"),
+    or both: keywords override fields of the config. `model.config` is the config in force.
+    """
+
+    def __init__(self, config: MythosConfig | None = None, **overrides) -> None:
+        super().__init__()
+        ok = config is None or isinstance(config, MythosConfig)
+        expect(ok, "config", config, "a MythosConfig or None")
+        self.config = c = MythosConfig(**overrides) if config is None else replace(config, **overrides)
+        D, eps = c.d_model, c.norm_eps
+        self.embed = nn.Embedding(c.vocab_size, D)
+        self.prelude = nn.ModuleList(self._block(False) for _ in range(c.prelude_layers))
+        self.input_norm = nn.RMSNorm(D, eps=eps)
+        self.recurrent = nn.ModuleList(self._block(True) for _ in range(c.recurrent_layers))
+        if c.recurrent_layers > 0:
+            self.loop_norm = nn.RMSNorm(D, eps=eps)
+            self.state_update = StateUpdate(D, c.spectral_radius_target)
+        self.state_norm = nn.RMSNorm(D, eps=eps)
+        self.coda = nn.ModuleList(self._block(False) for _ in range(c.coda_layers))
+        self.output_norm = nn.RMSNorm(D, eps=eps)
+        self.head = nn.Linear(D, c.vocab_size, bias=False)
+        self.init_weights()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        n_loops: int | None = None,
+        grad_loops: int | None = None,
+        halt_threshold: float | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Token ids (B, T) -> logits (B, T, V) and, given targets (B, T), their mean cross-entropy.
+
+        targets[b, t] is the id wanted at position t (the caller shifts); −100 is not scored.
+        n_loops: 0 skips the loop; None is config.max_loop_iters; more than that is allowed.
+        grad_loops: at most the last grad_loops loops carry gradient (truncated backpropagation
+            through time); None: all. The prelude still learns, through the e of those loops.
+        halt_threshold: a token stops looping once |h_{t+1} − h_t| / |h_{t+1}| falls below it.
+        cache: tokens continue the sequence that the cache holds.
+        Halting and caching are for inference: with either, no gradient is recorded.
+        Raises ValueError naming the argument that is out of range.
+        """
+        n_loops = self._check(tokens, targets, n_loops, grad_loops, halt_threshold, cache)
+        if halt_threshold is not None and cache is None:
+            cache = self.new_cache(*tokens.shape, n_loops)  # halted tokens' rows must stand still
+        with torch.no_grad() if cache is not None else nullcontext():
+            e, place = self.run_prelude(tokens, cache)
+            h, _ = self.run_loop(e, place, n_loops, grad_loops, halt_threshold, cache)
+            logits = self.run_coda(h, place, cache)
+        if cache is not None:
+            cache.n_tokens += tokens.shape[1]
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long())
+
+    # ---- the three stages; `place` = (cos, sin, mask): where the tokens are, what they may see ----
+
+    def run_prelude(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, tuple]:
+        """e = RMSNorm(Prelude(embed(tokens))), (B, T, D), and the tokens' `place`."""
+        c, T, past = self.config, tokens.shape[1], 0 if cache is None else cache.n_tokens
+        keys = torch.arange(past + T, device=tokens.device)
+        width = c.widths().head_dim // (2 if c.attention_type == "mla" else 1)
+        # No T×T mask without a past. With one, query t sits at past + t and may see 0 … past + t.
+        mask = keys <= keys[past:, None] if past > 0 and T > 1 else None  # (T, N)
+        place = (*rope_angles(keys[past:], width, c.rope_theta), mask)
+        x = self.embed(tokens)  # (B, T, D)
+        for i, block in enumerate(self.prelude):
+            x = block(x, *place, cache and partial(cache.update, i, None))
+        return self.input_norm(x), place
+
+    def step(self, h: Tensor, e: Tensor, place: tuple, update_for: Callable | None = None) -> Tensor:
+        """One loop: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(RMSNorm(h + e)), (B, T, D)."""
+        r = self.loop_norm(h + e)
+        for i, block in enumerate(self.recurrent):
+            r = block(r, *place, update_for and update_for(i))
+        return self.state_update(h, e, r)
+
+    def run_loop(
+        self,
+        e: Tensor,
+        place: tuple,
+        n_loops: int,
+        grad_loops: int | None = None,
+        halt_threshold: float | None = None,
+        cache: Cache | None = None,
+        states: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The state after the last loop (B, T, D) and the loops each token used (B, T).
+
+        `states`, if given, collects h_1, h_2, ... The answer is the *last* state, not a weighted
+        sum over loops: weights would tie the model to the depth it was trained at.
+
+        Halting. A token whose state has stopped moving halts: its state stays, and the row it left
+        in the cache stays, so later tokens read in loop t its row of loop min(t, its last loop).
+        Nothing in this rule depends on which tokens share a call, hence decoding with a cache gives
+        the same answer as one pass over the whole sequence.
+        """
+        if n_loops == 0:
+            return e, e.new_zeros(e.shape[:2], dtype=torch.int64)
+        h = torch.zeros_like(e)
+        used = torch.zeros(e.shape[:2], dtype=torch.int64, device=e.device)
+        active = torch.ones_like(used, dtype=torch.bool)
+        first_grad_loop = 0 if grad_loops is None else n_loops - grad_loops
+        for t in range(n_loops):
+            update_for = cache and partial(self._loop_slot, cache, t, active)
+            with nullcontext() if t >= first_grad_loop else torch.no_grad():
+                h_next = self.step(h, e, place, update_for)
+            used = used + active
+            if halt_threshold is not None:
+                h_next = torch.where(active[..., None], h_next, h)
+                change = (h_next - h).float().norm(dim=-1) / h_next.float().norm(dim=-1)
+                active = active & (change >= halt_threshold)
+            h = h_next
+            if states is not None:
+                states.append(h)
+            if halt_threshold is not None and not active.any():
+                cache.carry(t + 1, e.shape[1])
+                break
+        return h, used
+
+    def _loop_slot(self, cache: Cache, t: int, active: Tensor, layer: int) -> Callable:
+        """`update` of recurrent layer `layer` in loop t; in loop 0 no token has halted yet."""
+        slot = len(self.prelude) + t * len(self.recurrent) + layer
+        return partial(cache.update, slot, active if t > 0 else None)
+
+    def run_coda(self, h: Tensor, place: tuple, cache: Cache | None = None) -> Tensor:
+        """logits = head(RMSNorm(Coda(RMSNorm(h)))), (B, T, V)."""
+        x = self.state_norm(h)
+        for i, block in enumerate(self.coda, start=-len(self.coda)):  # the cache's last slots
+            x = block(x, *place, cache and partial(cache.update, i, None))
+        return self.head(self.output_norm(x))
+
+    # ---- using it ----
+
+    def new_cache(self, batch_size: int, length: int, n_loops: int | None = None) -> Cache:
+        """An empty cache for `length` tokens at exactly `n_loops` loops, on the model's device."""
+        c, n_loops = self.config, self._n_loops(n_loops)
+        for name, value in (("batch_size", batch_size), ("length", length)):
+            expect(type(value) is int and value > 0, name, value, "an integer >= 1")
+        expect(length <= c.max_seq_len, "length", length, f"at most max_seq_len = {c.max_seq_len}")
+        w = self.head.weight
+        return Cache(
+            prelude=c.prelude_layers, recurrent=c.recurrent_layers, coda=c.coda_layers,
+            n_loops=n_loops, batch_size=batch_size, length=length, width=self.row_width(),
+            device=w.device, dtype=w.dtype,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        n_loops: int | None = None,
+        halt_threshold: float | None = None,
+        eos_token: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue prompts (B, T) by up to max_new_tokens sampled ids: (B, T + new).
+
+        temperature 0 takes the likeliest id. top_k keeps the k likeliest; top_p the fewest ids
+        whose probabilities reach p (nucleus sampling, arXiv 1904.09751). A row that has produced
+        eos_token is padded with it; generation ends when every row has. n_loops and halt_threshold
+        are forward's. Raises ValueError for arguments out of range, and before it would run past
+        config.max_seq_len.
+        """
+        c = self.config
+        ok = type(max_new_tokens) is int and max_new_tokens >= 0
+        expect(ok, "max_new_tokens", max_new_tokens, "an integer >= 0")
+        expect(0 <= temperature < math.inf, "temperature", temperature, "a finite number >= 0")
+        ok = top_k is None or (type(top_k) is int and top_k >= 1)
+        expect(ok, "top_k", top_k, "an integer >= 1 or None")
+        expect(top_p is None or 0 < top_p <= 1, "top_p", top_p, "a number in (0, 1] or None")
+        ok = eos_token is None or (type(eos_token) is int and 0 <= eos_token < c.vocab_size)
+        expect(ok, "eos_token", eos_token, f"an id below vocab_size = {c.vocab_size}, or None")
+        n_loops = self._check(tokens, None, n_loops, None, halt_threshold, None)
+        B, T = tokens.shape
+        ok = T + max_new_tokens <= c.max_seq_len
+        expect(ok, "tokens + max_new_tokens", T + max_new_tokens, f"at most {c.max_seq_len} tokens")
+
+        was_training = self.training
+        self.eval()
+        cache, chunk = self.new_cache(B, T + max_new_tokens, n_loops), tokens
+        done = torch.zeros(B, 1, dtype=torch.bool, device=tokens.device)
+        try:
+            for _ in range(max_new_tokens):
+                logits, _ = self(chunk, n_loops=n_loops, halt_threshold=halt_threshold, cache=cache)
+                chunk = sample(logits[:, -1], temperature, top_k, top_p, generator).to(tokens.dtype)
+                if eos_token is not None:
+                    chunk = chunk.masked_fill(done, eos_token)
+                    done = done | (chunk == eos_token)
+                tokens = torch.cat([tokens, chunk], dim=1)
+                if done.all():
+                    break
+        finally:
+            self.train(was_training)
+        return tokens
+
+    def update_router_bias(self, speed: float = 1e-3) -> Tensor:
+        """Balance all experts (see MixtureOfExperts); returns the loads, (recurrent_layers, E).
+
+        Call once after each optimizer step. A model without experts returns an empty tensor.
+        """
+        loads = [m.update_router_bias(speed) for m in self.modules() if isinstance(m, MixtureOfExperts)]
+        return torch.stack(loads) if loads else torch.empty(0)
+
+    # ---- looking inside ----
+
+    @torch.no_grad()
+    def diagnostics(
+        self, tokens: Tensor, *, n_loops: int | None = None, halt_threshold: float | None = None
+    ) -> dict[str, Tensor]:
+        """What happens in each of the L loops that were run (fewer than n_loops if all halt early).
+
+        state_norm   (L, B, T)     |h_t|, Euclidean
+        change       (L, B, T)     |h_{t+1} − h_t| / |h_{t+1}|, what halting looks at
+        logits       (L, B, T, V)  the answer if the loop ended here
+        expert_load  (L, R, E)     tokens sent to each expert by each recurrent layer
+        loops_used   (B, T)
+        """
+        n_loops = self._check(tokens, None, n_loops, None, halt_threshold, None)
+        expect(n_loops > 0, "n_loops", n_loops, "at least 1 loop to look at")
+        loads: list[Tensor] = []
+
+        def count(moe: MixtureOfExperts, inputs: tuple[Tensor]) -> None:
+            chosen, _ = moe.route(inputs[0].flatten(0, -2))
+            loads.append(chosen.flatten().bincount(minlength=self.config.num_experts))
+
+        experts = [m for m in self.modules() if isinstance(m, MixtureOfExperts)]
+        hooks = [m.register_forward_pre_hook(count) for m in experts]
+        cache = None if halt_threshold is None else self.new_cache(*tokens.shape, n_loops)
+        states: list[Tensor] = []
+        was_training = self.training
+        self.eval()
+        try:
+            e, place = self.run_prelude(tokens, cache)
+            _, used = self.run_loop(e, place, n_loops, None, halt_threshold, cache, states)
+            logits = [self.run_coda(h, place, cache) for h in states]
+        finally:
+            self.train(was_training)
+            for hook in hooks:
+                hook.remove()
+        h = torch.stack(states).float()  # (L, B, T, D)
+        moved = torch.diff(h, dim=0, prepend=torch.zeros_like(h[:1])).norm(dim=-1)
+        return {
+            "state_norm": h.norm(dim=-1),
+            "change": moved / h.norm(dim=-1),
+            "logits": torch.stack(logits),
+            "expert_load": torch.stack(loads).view(len(states), -1, self.config.num_experts)
+            if loads
+            else torch.empty(len(states), 0, 0),
+            "loops_used": used,
+        }
+
+    def spectral_radius(self) -> float:
+        """rho(A), which bounds the state (see StateUpdate)."""
+        self._n_loops(1)  # a model without a loop has no A
+        return self.state_update.spectral_radius()
+
+    def loop_gain(
+        self,
+        tokens: Tensor,
+        *,
+        n_loops: int | None = None,
+        iterations: int = 100,
+        generator: torch.Generator | None = None,
+    ) -> float:
+        """Spectral radius of the Jacobian J = d h_{t+1} / d h_t at the state after n_loops loops.
+
+        Above 1 the loop moves neighbouring states apart, below 1 it draws them together: this, not
+        rho(A), tells whether it settles. n_loops = 0 asks about the first loop. Power iteration
+        v ← Jᵀv / |Jᵀv| with vector-Jacobian products, J never formed; Jᵀ and J share eigenvalues.
+        The growth |Jᵀv| is averaged (geometric mean) over the later half of the iterations, since
+        it oscillates when the leading eigenvalues are a complex pair.
+        """
+        n_loops = self._check(tokens, None, n_loops, None, None, None)
+        self._n_loops(1)
+        expect(type(iterations) is int and iterations > 1, "iterations", iterations, "an integer > 1")
+        with torch.no_grad():
+            e, place = self.run_prelude(tokens)
+            h = self.run_loop(e, place, n_loops)[0] if n_loops > 0 else torch.zeros_like(e)
+        with torch.enable_grad():
+            h = h.requires_grad_()
+            h_next = self.step(h, e, place)
+        v = torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
+        v, log_growth = v / v.norm(), []
+        for _ in range(iterations):
+            (v,) = torch.autograd.grad(h_next, h, v, retain_graph=True)
+            log_growth.append(v.norm().log())
+            v = v / v.norm()
+        return torch.stack(log_growth[iterations // 2 :]).mean().exp().item()
+
+    # ---- counting ----
+
+    def num_params(self, *, active: bool = False) -> int:
+        """Trained numbers (parameters and router biases); `active`: those that one token uses."""
+        return count_params(self, active)
+
+    def executed_params(self, n_loops: int | None = None) -> int:
+        """Active parameters with those of the loop counted n_loops times: the work for one token."""
+        loop = count_params(self.recurrent, True) + (4 * self.config.d_model if self.recurrent else 0)
+        return self.num_params(active=True) + (self._n_loops(n_loops) - 1) * loop
+
+    def flops_per_token(self, n_loops: int | None = None, context: int = 0) -> int:
+        """Forward FLOPs for one token: 2 per executed parameter, and attention to `context` keys.
+
+        Training costs three times as much (forward, and a backward of twice the forward). In
+        causal attention over T tokens the average context is T / 2.
+        """
+        c, C = self.config, self.config.widths().head_dim
+        pair = 5 * C // 2 if c.attention_type == "mla" else 2 * C  # score and value, per head and key
+        matrices = self.executed_params(n_loops) - self.embed.weight.numel()  # a lookup costs none
+        return 2 * matrices + 2 * self._applications(n_loops) * c.n_heads * pair * context
+
+    def row_width(self) -> int:
+        """W, the numbers that one token leaves in the cache per layer application."""
+        C, G, Z = self.config.widths()[:3]
+        return Z + C // 2 if self.config.attention_type == "mla" else 2 * G * C
+
+    def kv_bytes_per_token(self, n_loops: int | None = None, bytes_per_number: int = 2) -> int:
+        """Cache bytes for one token: row width × layer applications × bytes (2: bf16)."""
+        return self.row_width() * self._applications(n_loops) * bytes_per_number
+
+    def _applications(self, n_loops: int | None) -> int:
+        c = self.config
+        return c.prelude_layers + self._n_loops(n_loops) * c.recurrent_layers + c.coda_layers
+
+    # ---- building and checking ----
+
+    def _block(self, in_loop: bool) -> Block:
+        """A block of either kind, from plain numbers, so that every part can be lifted out."""
+        c, w = self.config, self.config.widths()
+        if c.attention_type == "mla":
+            attention = MultiHeadLatentAttention(
+                d_model=c.d_model, n_heads=c.n_heads, q_lora_rank=c.q_lora_rank,
+                kv_lora_rank=w.kv_lora_rank, qk_nope_head_dim=w.head_dim,
+                qk_rope_head_dim=w.head_dim // 2, v_head_dim=w.head_dim, norm_eps=c.norm_eps,
+            )  # fmt: skip
+        else:
+            attention = GroupedQueryAttention(
+                d_model=c.d_model, n_heads=c.n_heads, n_kv_heads=w.n_kv_heads, head_dim=w.head_dim
+            )
+        if in_loop and c.num_experts > 0:
+            ffn = MixtureOfExperts(
+                d_model=c.d_model, d_expert=w.d_expert, num_experts=c.num_experts,
+                num_experts_per_token=c.num_experts_per_token, num_shared_experts=c.num_shared_experts,
+            )  # fmt: skip
+        else:
+            ffn = SwiGLU(c.d_model, w.d_ff)
+        return Block(c.d_model, attention, ffn, c.norm_eps)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """(Re)set everything; after `to_empty(device=...)` it makes a meta model a real one.
+
+            embed, head               N(0, 0.02)
+            every other matrix        N(0, 0.8 / sqrt(inputs))
+            norms                     1
+            A, B                      0.475, 0.5
+            router bias, load         0
+        """
+        for name, p in self.named_parameters():
+            if name in ("embed.weight", "head.weight"):
+                p.normal_(std=0.02)
+            elif name.endswith("state_update.a"):
+                p.zero_()
+            elif name.endswith("state_update.b"):
+                p.fill_(0.5)
+            elif p.dim() == 1:
+                p.fill_(1.0)
+            else:  # a Linear is stored (out, in), an expert stack (E, in, out): inputs at dim 1
+                p.normal_(std=0.8 / p.shape[1] ** 0.5)
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def _n_loops(self, n_loops: int | None) -> int:
+        """None becomes the default; a model without recurrent layers has none and takes none."""
+        most = math.inf if self.config.recurrent_layers else 0
+        if n_loops is None:
+            return min(self.config.max_loop_iters, most)
+        ok = type(n_loops) is int and 0 <= n_loops <= most
+        expect(ok, "n_loops", n_loops, "an integer >= 0" if most else "0: there are no recurrent_layers")
+        return n_loops
+
+    def _check(self, tokens, targets, n_loops, grad_loops, halt_threshold, cache) -> int:
+        """Refuse whatever forward could not do right; returns the number of loops."""
+        n_loops, c = self._n_loops(n_loops), self.config
+        ok = grad_loops is None or (type(grad_loops) is int and grad_loops >= 1)
+        expect(ok, "grad_loops", grad_loops, "an integer >= 1 or None")
+        ok = halt_threshold is None or 0 <= halt_threshold < math.inf
+        expect(ok, "halt_threshold", halt_threshold, "a finite number >= 0 or None")
+        ids = (torch.int32, torch.int64)
+        for name, x in (("tokens", tokens), ("targets", targets)):
+            if x is None and name == "targets":
+                continue
+            ok = isinstance(x, Tensor) and x.dtype in ids
+            expect(ok, name, getattr(x, "dtype", type(x)), f"a tensor of {ids}")
+            ok = x.dim() == 2 and x.numel() > 0 and x.shape == tokens.shape
+            expect(ok, f"{name}.shape", tuple(x.shape), "(B, T), neither 0, the same for targets")
+            w = self.embed.weight
+            expect(x.device == w.device, f"{name}.device", x.device, f"the model's: {w.device}")
+        if not (torch.compiler.is_compiling() or tokens.is_meta):  # looking at values
+            for name, x in (("tokens", tokens), ("targets", targets)):
+                if x is not None:
+                    ids = x[x != -100] if name == "targets" else x
+                    expect(ids.numel() > 0, name, "all −100", "at least one target to score")
+                    got, top = (ids.min().item(), ids.max().item()), c.vocab_size - 1
+                    expect(got[0] >= 0 and got[1] <= top, f"{name} ids", got, f"within 0 … {top}")
+        B, T = tokens.shape
+        if cache is not None:
+            slots, rows, length, width = cache.rows.shape
+            expect(cache.n_loops == n_loops, "n_loops", n_loops, f"the cache's {cache.n_loops}")
+            expect(B == rows, "tokens.shape[0]", B, f"the cache's batch size, {rows}")
+            N = cache.n_tokens + T
+            expect(N <= length, "cached + new tokens", N, f"at most the cache's length, {length}")
+            got, want = (slots, width), (self._applications(n_loops), self.row_width())
+            expect(got == want, "cache (slots, width)", got, f"this model's {want}")
+        expect(T <= c.max_seq_len, "tokens.shape[1]", T, f"at most max_seq_len = {c.max_seq_len}")
+        return n_loops
+
+
+def count_params(module: nn.Module, active: bool = False) -> int:
+    """Parameters and router biases of a module; `active` counts K instead of E routed experts."""
+    total = sum(p.numel() for p in module.parameters())
+    for moe in (m for m in module.modules() if isinstance(m, MixtureOfExperts)):
+        E, K = moe.router_bias.numel(), moe.num_experts_per_token
+        total += E
+        if active:
+            total -= (E - K) * 3 * moe.gate_proj[0].numel()
+    return total
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One id per row of logits (B, V): (B, 1). See `RecurrentDepthTransformer.generate`."""
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    # Sorted, every rule is a prefix: keep the first ids, sample among them, look up which they were.
+    logits, ids = (logits.float() / temperature).sort(descending=True, stable=True)
+    if top_k is not None:
+        logits[:, top_k:] = -math.inf
+    p = logits.softmax(dim=-1)
+    if top_p is not None:
+        p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0.0)  # mass before this id suffices
+    return ids.gather(1, p.multinomial(1, generator=generator))
