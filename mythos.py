@@ -116,6 +116,18 @@ class MythosConfig:
             d_expert=self.d_expert or 8 * math.ceil(d_ff / used / 8),
         )
 
+    def rope_width(self) -> int:
+        """How many numbers of a head RoPE rotates: half as many again in MLA, all in GQA."""
+        C = self.widths().head_dim
+        return C // 2 if self.attention_type == "mla" else C
+
+    def row_width(self) -> int:
+        """W, the numbers that one token leaves in the cache per layer application."""
+        w = self.widths()
+        if self.attention_type == "mla":
+            return w.kv_lora_rank + self.rope_width()  # one latent, one RoPE key
+        return 2 * w.n_kv_heads * w.head_dim  # a key and a value per key/value head
+
     def __post_init__(self) -> None:
         may_be_zero = ("prelude_layers", "recurrent_layers", "coda_layers", "max_loop_iters")
         may_be_zero += ("num_experts", "num_shared_experts")
@@ -129,14 +141,14 @@ class MythosConfig:
             elif "float" in f.type:
                 ok = type(value) in (int, float) and 0 < value < math.inf
                 expect(ok, f.name, value, "a finite number above 0")
-        rho, kinds = self.spectral_radius_target, ("mla", "gqa")
+        rho, kind = self.spectral_radius_target, self.attention_type
         expect(rho is None or rho < 1, "spectral_radius_target", rho, "below 1, or None")
-        expect(self.attention_type in kinds, "attention_type", self.attention_type, f"one of {kinds}")
+        expect(kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")
 
         H, K, E, w = self.n_heads, self.num_experts_per_token, self.num_experts, self.widths()
         ok = self.head_dim is not None or self.d_model % H == 0
         expect(ok, "n_heads", H, f"a divisor of d_model = {self.d_model}, or head_dim given")
-        even = 4 if self.attention_type == "mla" else 2  # MLA rotates half of head_dim
+        even = 4 if kind == "mla" else 2  # MLA rotates half of head_dim
         expect(w.head_dim % even == 0, "head_dim", w.head_dim, f"a multiple of {even}, for RoPE")
         expect(H % w.n_kv_heads == 0, "n_kv_heads", w.n_kv_heads, f"a divisor of n_heads = {H}")
         if E > 0:
@@ -262,7 +274,8 @@ class MultiHeadLatentAttention(nn.Module):
         update: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         B, T, _ = x.shape
-        Z, nope, R, V = self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim
+        Z, V = self.kv_lora_rank, self.v_head_dim
+        nope, R = self.qk_nope_head_dim, self.qk_rope_head_dim
         q = self.q_proj(x).view(B, T, self.n_heads, nope + R).transpose(1, 2)  # (B, H, T, nope+R)
         q_nope, q_rope = q.split([nope, R], dim=-1)
         q_rope = apply_rope(q_rope, cos, sin)
@@ -386,8 +399,9 @@ class MixtureOfExperts(nn.Module):
         E, K = self.router_bias.numel(), self.num_experts_per_token
         expert, pair = chosen.flatten().sort(stable=True)  # (n·K,) each
         token = pair // K
-        # Expert i owns the sorted pairs ends[i−1] to ends[i].
-        ends = torch.searchsorted(expert, torch.arange(E, device=x.device), right=True, out_int32=True)
+        # Expert i owns the sorted pairs from ends[i−1] up to ends[i].
+        ids = torch.arange(E, device=x.device)
+        ends = torch.searchsorted(expert, ids, right=True, out_int32=True)  # (E,)
         if self.training:
             with torch.no_grad():
                 self.load += ends.diff(prepend=ends.new_zeros(1))
@@ -496,7 +510,8 @@ class Cache:
         """
         start, end = self.n_tokens, self.n_tokens + rows.shape[1]
         if active is not None:
-            rows = torch.where(active[..., None], rows, self.rows[slot - self.recurrent, :, start:end])
+            before = self.rows[slot - self.recurrent, :, start:end]
+            rows = torch.where(active[..., None], rows, before)
         self.rows[slot, :, start:end] = rows
         return self.rows[slot, :, :end]
 
@@ -523,7 +538,7 @@ class RecurrentDepthTransformer(nn.Module):
         super().__init__()
         ok = config is None or isinstance(config, MythosConfig)
         expect(ok, "config", config, "a MythosConfig or None")
-        self.config = c = MythosConfig(**overrides) if config is None else replace(config, **overrides)
+        self.config = c = replace(config or MythosConfig(), **overrides)
         D, eps = c.d_model, c.norm_eps
         self.embed = nn.Embedding(c.vocab_size, D)
         self.prelude = nn.ModuleList(self._block(False) for _ in range(c.prelude_layers))
@@ -572,22 +587,21 @@ class RecurrentDepthTransformer(nn.Module):
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long())
 
-    # ---- the three stages; `place` = (cos, sin, mask): where the tokens are, what they may see ----
+    # ---- The three stages. `place` is (cos, sin, mask): where tokens are, what they may see ----
 
     def run_prelude(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, tuple]:
         """e = RMSNorm(Prelude(embed(tokens))), (B, T, D), and the tokens' `place`."""
         c, T, past = self.config, tokens.shape[1], 0 if cache is None else cache.n_tokens
         keys = torch.arange(past + T, device=tokens.device)
-        width = c.widths().head_dim // (2 if c.attention_type == "mla" else 1)
         # No T×T mask without a past. With one, query t sits at past + t and may see 0 … past + t.
         mask = keys <= keys[past:, None] if past > 0 and T > 1 else None  # (T, N)
-        place = (*rope_angles(keys[past:], width, c.rope_theta), mask)
+        place = (*rope_angles(keys[past:], c.rope_width(), c.rope_theta), mask)
         x = self.embed(tokens)  # (B, T, D)
         for i, block in enumerate(self.prelude):
             x = block(x, *place, cache and partial(cache.update, i, None))
         return self.input_norm(x), place
 
-    def step(self, h: Tensor, e: Tensor, place: tuple, update_for: Callable | None = None) -> Tensor:
+    def step(self, h: Tensor, e: Tensor, place: tuple, update_for: Callable | None = None):
         """One loop: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(RMSNorm(h + e)), (B, T, D)."""
         r = self.loop_norm(h + e)
         for i, block in enumerate(self.recurrent):
@@ -660,7 +674,7 @@ class RecurrentDepthTransformer(nn.Module):
         w = self.head.weight
         return Cache(
             prelude=c.prelude_layers, recurrent=c.recurrent_layers, coda=c.coda_layers,
-            n_loops=n_loops, batch_size=batch_size, length=length, width=self.row_width(),
+            n_loops=n_loops, batch_size=batch_size, length=length, width=self.config.row_width(),
             device=w.device, dtype=w.dtype,
         )  # fmt: skip
 
@@ -723,7 +737,7 @@ class RecurrentDepthTransformer(nn.Module):
 
         Call once after each optimizer step. A model without experts returns an empty tensor.
         """
-        loads = [m.update_router_bias(speed) for m in self.modules() if isinstance(m, MixtureOfExperts)]
+        loads = [moe.update_router_bias(speed) for moe in self._experts()]
         return torch.stack(loads) if loads else torch.empty(0)
 
     # ---- looking inside ----
@@ -748,8 +762,7 @@ class RecurrentDepthTransformer(nn.Module):
             chosen, _ = moe.route(inputs[0].flatten(0, -2))
             loads.append(chosen.flatten().bincount(minlength=self.config.num_experts))
 
-        experts = [m for m in self.modules() if isinstance(m, MixtureOfExperts)]
-        hooks = [m.register_forward_pre_hook(count) for m in experts]
+        hooks = [moe.register_forward_pre_hook(count) for moe in self._experts()]
         cache = None if halt_threshold is None else self.new_cache(*tokens.shape, n_loops)
         states: list[Tensor] = []
         was_training = self.training
@@ -797,7 +810,8 @@ class RecurrentDepthTransformer(nn.Module):
         """
         n_loops = self._check(tokens, None, n_loops, None, None, None)
         self._n_loops(1)
-        expect(type(iterations) is int and iterations > 1, "iterations", iterations, "an integer > 1")
+        ok = type(iterations) is int and iterations >= 2
+        expect(ok, "iterations", iterations, "an integer >= 2")
         with torch.no_grad():
             e, place = self.run_prelude(tokens)
             h = self.run_loop(e, place, n_loops)[0] if n_loops > 0 else torch.zeros_like(e)
@@ -819,8 +833,11 @@ class RecurrentDepthTransformer(nn.Module):
         return count_params(self, active)
 
     def executed_params(self, n_loops: int | None = None) -> int:
-        """Active parameters with those of the loop counted n_loops times: the work for one token."""
-        loop = count_params(self.recurrent, True) + (4 * self.config.d_model if self.recurrent else 0)
+        """Active parameters, those of the loop counted n_loops times: the work for one token."""
+        if not self.recurrent:
+            return self.num_params(active=True)
+        parts = (self.recurrent, self.loop_norm, self.state_update)
+        loop = sum(count_params(part, active=True) for part in parts)
         return self.num_params(active=True) + (self._n_loops(n_loops) - 1) * loop
 
     def flops_per_token(self, n_loops: int | None = None, context: int = 0) -> int:
@@ -830,18 +847,13 @@ class RecurrentDepthTransformer(nn.Module):
         causal attention over T tokens the average context is T / 2.
         """
         c, C = self.config, self.config.widths().head_dim
-        pair = 5 * C // 2 if c.attention_type == "mla" else 2 * C  # score and value, per head and key
         matrices = self.executed_params(n_loops) - self.embed.weight.numel()  # a lookup costs none
-        return 2 * matrices + 2 * self._applications(n_loops) * c.n_heads * pair * context
-
-    def row_width(self) -> int:
-        """W, the numbers that one token leaves in the cache per layer application."""
-        C, G, Z = self.config.widths()[:3]
-        return Z + C // 2 if self.config.attention_type == "mla" else 2 * G * C
+        key = 2 * C + (c.rope_width() if c.attention_type == "mla" else 0)  # its score, its value
+        return 2 * matrices + 2 * self._applications(n_loops) * c.n_heads * key * context
 
     def kv_bytes_per_token(self, n_loops: int | None = None, bytes_per_number: int = 2) -> int:
         """Cache bytes for one token: row width × layer applications × bytes (2: bf16)."""
-        return self.row_width() * self._applications(n_loops) * bytes_per_number
+        return self.config.row_width() * self._applications(n_loops) * bytes_per_number
 
     def _applications(self, n_loops: int | None) -> int:
         c = self.config
@@ -856,7 +868,7 @@ class RecurrentDepthTransformer(nn.Module):
             attention = MultiHeadLatentAttention(
                 d_model=c.d_model, n_heads=c.n_heads, q_lora_rank=c.q_lora_rank,
                 kv_lora_rank=w.kv_lora_rank, qk_nope_head_dim=w.head_dim,
-                qk_rope_head_dim=w.head_dim // 2, v_head_dim=w.head_dim, norm_eps=c.norm_eps,
+                qk_rope_head_dim=c.rope_width(), v_head_dim=w.head_dim, norm_eps=c.norm_eps,
             )  # fmt: skip
         else:
             attention = GroupedQueryAttention(
@@ -865,7 +877,8 @@ class RecurrentDepthTransformer(nn.Module):
         if in_loop and c.num_experts > 0:
             ffn = MixtureOfExperts(
                 d_model=c.d_model, d_expert=w.d_expert, num_experts=c.num_experts,
-                num_experts_per_token=c.num_experts_per_token, num_shared_experts=c.num_shared_experts,
+                num_experts_per_token=c.num_experts_per_token,
+                num_shared_experts=c.num_shared_experts,
             )  # fmt: skip
         else:
             ffn = SwiGLU(c.d_model, w.d_ff)
@@ -875,11 +888,11 @@ class RecurrentDepthTransformer(nn.Module):
     def init_weights(self) -> None:
         """(Re)set everything; after `to_empty(device=...)` it makes a meta model a real one.
 
-            embed, head               N(0, 0.02)
-            every other matrix        N(0, 0.8 / sqrt(inputs))
-            norms                     1
-            A, B                      0.475, 0.5
-            router bias, load         0
+        embed, head               N(0, 0.02)
+        every other matrix        N(0, 0.8 / sqrt(inputs))
+        norms                     1
+        A, B                      0.475, 0.5
+        router bias, load         0
         """
         for name, p in self.named_parameters():
             if name in ("embed.weight", "head.weight"):
@@ -897,12 +910,15 @@ class RecurrentDepthTransformer(nn.Module):
 
     def _n_loops(self, n_loops: int | None) -> int:
         """None becomes the default; a model without recurrent layers has none and takes none."""
-        most = math.inf if self.config.recurrent_layers else 0
+        has_loop = self.config.recurrent_layers > 0
         if n_loops is None:
-            return min(self.config.max_loop_iters, most)
-        ok = type(n_loops) is int and 0 <= n_loops <= most
-        expect(ok, "n_loops", n_loops, "an integer >= 0" if most else "0: there are no recurrent_layers")
+            return self.config.max_loop_iters if has_loop else 0
+        expect(type(n_loops) is int and n_loops >= 0, "n_loops", n_loops, "an integer >= 0")
+        expect(has_loop or n_loops == 0, "n_loops", n_loops, "0, there being no recurrent_layers")
         return n_loops
+
+    def _experts(self) -> list[MixtureOfExperts]:
+        return [m for m in self.modules() if isinstance(m, MixtureOfExperts)]
 
     def _check(self, tokens, targets, n_loops, grad_loops, halt_threshold, cache) -> int:
         """Refuse whatever forward could not do right; returns the number of loops."""
@@ -935,7 +951,7 @@ class RecurrentDepthTransformer(nn.Module):
             expect(B == rows, "tokens.shape[0]", B, f"the cache's batch size, {rows}")
             N = cache.n_tokens + T
             expect(N <= length, "cached + new tokens", N, f"at most the cache's length, {length}")
-            got, want = (slots, width), (self._applications(n_loops), self.row_width())
+            got, want = (slots, width), (self._applications(n_loops), self.config.row_width())
             expect(got == want, "cache (slots, width)", got, f"this model's {want}")
         expect(T <= c.max_seq_len, "tokens.shape[1]", T, f"at most max_seq_len = {c.max_seq_len}")
         return n_loops
@@ -962,7 +978,7 @@ def sample(
     """One id per row of logits (B, V): (B, 1). See `RecurrentDepthTransformer.generate`."""
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    # Sorted, every rule is a prefix: keep the first ids, sample among them, look up which they were.
+    # Sorted, every rule keeps a prefix: sample in it, then look up which id that was.
     logits, ids = (logits.float() / temperature).sort(descending=True, stable=True)
     if top_k is not None:
         logits[:, top_k:] = -math.inf
@@ -970,3 +986,79 @@ def sample(
     if top_p is not None:
         p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0.0)  # mass before this id suffices
     return ids.gather(1, p.multinomial(1, generator=generator))
+
+
+# ------------------------------------------------------------------------------------------------
+# Sizes
+# ------------------------------------------------------------------------------------------------
+
+# Widths as in DeepSeek-V2/V3: heads of 128, a latent of 512, one shared expert. Loops, experts and
+# context grow with size. d_expert is what brings the total, vocabulary included, to the name.
+_SIZE_FIELDS = "vocab_size max_seq_len d_model n_heads q_lora_rank prelude_layers recurrent_layers"
+_SIZE_FIELDS += " coda_layers max_loop_iters num_experts num_experts_per_token d_expert"
+_SIZES = {
+    #        vocab,   context,    D,  H, q_rank, P,  R, C, loops,  E, K, F
+    "1B": (65_536, 4_096, 1536, 16, None, 2, 4, 2, 8, 32, 4, 1040),
+    "3B": (65_536, 8_192, 2048, 16, None, 2, 6, 2, 8, 64, 4, 1024),
+    "7B": (131_072, 8_192, 2560, 24, None, 2, 8, 2, 12, 64, 6, 1456),
+    "10B": (131_072, 16_384, 3072, 24, None, 2, 8, 2, 12, 64, 6, 1784),
+    "50B": (131_072, 32_768, 4096, 32, 1536, 3, 12, 3, 16, 128, 6, 2496),
+    "70B": (131_072, 32_768, 5120, 40, 1536, 3, 14, 3, 16, 128, 8, 2384),
+    "100B": (131_072, 65_536, 5120, 40, 1536, 3, 16, 3, 20, 160, 8, 2432),
+    "500B": (131_072, 131_072, 7168, 56, 1536, 4, 24, 4, 24, 256, 8, 3712),
+    "1T": (131_072, 262_144, 8192, 64, 1536, 4, 32, 4, 32, 256, 8, 4896),
+}
+
+
+def get_model_config(name: str) -> MythosConfig:
+    """The config of a named size, "1B" to "1T", or of "tiny", the toy of train_tiny.py.
+
+    The total parameter count is within 1% of the name. Case does not matter; an unknown name
+    raises ValueError with the known ones. Change a field with `dataclasses.replace`, or in
+    `RecurrentDepthTransformer(config, attention_type="gqa")`.
+    """
+    known = ("tiny", *_SIZES)
+    found = {k.lower(): k for k in known}.get(name.lower() if isinstance(name, str) else name)
+    expect(found is not None, "name", name, f"one of {known}")
+    if found == "tiny":  # vocabulary: 20 nodes and the 20² edges between them
+        return MythosConfig(
+            vocab_size=420, max_seq_len=64, max_loop_iters=12, kv_lora_rank=64, d_expert=64
+        )
+    return MythosConfig(
+        **dict(zip(_SIZE_FIELDS.split(), _SIZES[found], strict=True)), head_dim=128, n_kv_heads=8
+    )
+
+
+def print_sizes() -> None:
+    """The table of `python mythos.py`. Models are built on the meta device: shapes, no memory."""
+    print("Mythos sizes. P+R×L+C: prelude layers + recurrent layers × max loops + coda layers.")
+    print("active: parameters that one token uses; executed: with the loop's counted L times.")
+    print("cache: bytes per token at L loops in bf16. tokens: 20 per active parameter; FLOPs: to")
+    print("train on them at L loops, an extrapolation: laws for loops were fitted below 1.3e20.\n")
+    print(
+        f"{'size':>5} {'total':>8} {'active':>7} {'executed':>9}  {'P+R×L+C':<10} {'experts':<11}"
+        f" {'context':>8} {'cache MLA':>10} {'cache GQA':>10} {'tokens':>7} {'FLOPs':>8}"
+    )
+    for name in ("tiny", *_SIZES):
+        c = get_model_config(name)
+        with torch.device("meta"):
+            model = RecurrentDepthTransformer(c)
+        active = model.num_params(active=True)
+        scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
+        counts = (model.num_params(), active, model.executed_params())
+        total, used, run = (f"{count / scale:.2f}{unit}" for count in counts)
+        mla = model.kv_bytes_per_token()
+        gqa = mla * replace(c, attention_type="gqa").row_width() // c.row_width()
+        layers = f"{c.prelude_layers}+{c.recurrent_layers}×{c.max_loop_iters}+{c.coda_layers}"
+        experts = f"{c.num_experts_per_token}/{c.num_experts} + {c.num_shared_experts}"
+        tokens = 20 * active
+        flops = 3 * model.flops_per_token(context=c.max_seq_len // 2) * tokens
+        print(
+            f"{name:>5} {total:>8} {used:>7} {run:>9}  {layers:<10} {experts:<11}"
+            f" {c.max_seq_len:>8,} {mla:>10,} {gqa:>10,}"
+            f" {f'{tokens / 1e9:.3g}B':>7} {flops:>8.1e}"
+        )
+
+
+if __name__ == "__main__":
+    print_sizes()
