@@ -162,6 +162,13 @@ class MythosConfig:
 # ------------------------------------------------------------------------------------------------
 
 
+# Where the tokens of a call are, the same for all layers: RoPE's cos and sin, and a mask (T, N),
+# True where a query may look. Mask None: plain causal, or one token that sees all.
+Place = tuple[Tensor, Tensor, Tensor | None]
+# Stores a call's new rows (B, T, W) and returns those of all N tokens so far (B, N, W).
+Update = Callable[[Tensor], Tensor]
+
+
 def rope_angles(positions: Tensor, width: int, theta: float = 10_000.0) -> tuple[Tensor, Tensor]:
     """cos and sin, each fp32 of shape (T, width/2), of the angles that RoPE turns by.
 
@@ -185,10 +192,9 @@ class GroupedQueryAttention(nn.Module):
 
     forward: x (B, T, D) -> (B, T, D). Copy it together with `apply_rope`.
 
-    Both attentions describe what a token leaves behind for later tokens as one *row* of W numbers:
-    here its keys and values, W = 2·G·C. `update`, if given, stores the new rows (B, T, W) and
-    returns those of all N tokens so far (B, N, W): that is a cache. `mask` (T, N) is True where
-    a query may look; None means plain causal (or, for T = 1, everything).
+    Both attentions keep what a token leaves behind for later tokens in one *row* of W numbers:
+    here its keys and values, W = 2·G·C. `update`, if given, is a cache: it stores the new rows
+    and returns the rows of all tokens so far.
     """
 
     def __init__(self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int) -> None:
@@ -199,15 +205,9 @@ class GroupedQueryAttention(nn.Module):
         self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
         self.out_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None = None,
-        update: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, place: Place, update: Update | None = None) -> Tensor:
         B, T, _ = x.shape
+        cos, sin, mask = place
         G, C = self.n_kv_heads, self.head_dim
         q = self.q_proj(x).view(B, T, -1, C).transpose(1, 2)  # (B, H, T, C)
         k = self.k_proj(x).view(B, T, G, C).transpose(1, 2)  # (B, G, T, C)
@@ -265,15 +265,9 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_up_proj = nn.Linear(kv_lora_rank, kv_width, bias=False)
         self.out_proj = nn.Linear(n_heads * v_head_dim, d_model, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None = None,
-        update: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, place: Place, update: Update | None = None) -> Tensor:
         B, T, _ = x.shape
+        cos, sin, mask = place
         Z, V = self.kv_lora_rank, self.v_head_dim
         nope, R = self.qk_nope_head_dim, self.qk_rope_head_dim
         q = self.q_proj(x).view(B, T, self.n_heads, nope + R).transpose(1, 2)  # (B, H, T, nope+R)
@@ -445,8 +439,8 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(d_model, eps=norm_eps)
         self.ffn = ffn
 
-    def forward(self, x: Tensor, *attention_inputs) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), *attention_inputs)
+    def forward(self, x: Tensor, place: Place, update: Update | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), place, update)
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -589,7 +583,7 @@ class RecurrentDepthTransformer(nn.Module):
 
     # ---- The three stages. `place` is (cos, sin, mask): where tokens are, what they may see ----
 
-    def run_prelude(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, tuple]:
+    def run_prelude(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Place]:
         """e = RMSNorm(Prelude(embed(tokens))), (B, T, D), and the tokens' `place`."""
         c, T, past = self.config, tokens.shape[1], 0 if cache is None else cache.n_tokens
         keys = torch.arange(past + T, device=tokens.device)
@@ -598,20 +592,20 @@ class RecurrentDepthTransformer(nn.Module):
         place = (*rope_angles(keys[past:], c.rope_width(), c.rope_theta), mask)
         x = self.embed(tokens)  # (B, T, D)
         for i, block in enumerate(self.prelude):
-            x = block(x, *place, cache and partial(cache.update, i, None))
+            x = block(x, place, cache and partial(cache.update, i, None))
         return self.input_norm(x), place
 
-    def step(self, h: Tensor, e: Tensor, place: tuple, update_for: Callable | None = None):
+    def step(self, h: Tensor, e: Tensor, place: Place, update_for: Callable | None = None):
         """One loop: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(RMSNorm(h + e)), (B, T, D)."""
         r = self.loop_norm(h + e)
         for i, block in enumerate(self.recurrent):
-            r = block(r, *place, update_for and update_for(i))
+            r = block(r, place, update_for and update_for(i))
         return self.state_update(h, e, r)
 
     def run_loop(
         self,
         e: Tensor,
-        place: tuple,
+        place: Place,
         n_loops: int,
         grad_loops: int | None = None,
         halt_threshold: float | None = None,
@@ -656,11 +650,11 @@ class RecurrentDepthTransformer(nn.Module):
         slot = len(self.prelude) + t * len(self.recurrent) + layer
         return partial(cache.update, slot, active if t > 0 else None)
 
-    def run_coda(self, h: Tensor, place: tuple, cache: Cache | None = None) -> Tensor:
+    def run_coda(self, h: Tensor, place: Place, cache: Cache | None = None) -> Tensor:
         """logits = head(RMSNorm(Coda(RMSNorm(h)))), (B, T, V)."""
         x = self.state_norm(h)
         for i, block in enumerate(self.coda, start=-len(self.coda)):  # the cache's last slots
-            x = block(x, *place, cache and partial(cache.update, i, None))
+            x = block(x, place, cache and partial(cache.update, i, None))
         return self.head(self.output_norm(x))
 
     # ---- using it ----
