@@ -51,10 +51,11 @@ from mythos import MythosConfig, RecurrentDepthTransformer, expect, get_model_co
 class Chains:
     """Where is a node after T hops? Tokens: node i is i, edge i→j is n + n·i + j.
 
-    A sequence is n edges, then n queries (every node once); only queries are scored.
+    A sequence is n edges, then n queries (every node once). An edge is scored, too: whatever T is,
+    its answer is j, the node it points to. That keeps the edges' states still while queries walk.
     """
 
-    name, steps, batch_size, grad_loops = "chains", 650, 48, None
+    name, steps, batch_size, grad_loops = "chains", 600, 48, None
     n_nodes = 20
     train_hops, train_loops = 5, 12  # no training answer is further away, no training loop deeper
     prelude_lr = 0.05  # see `prepare`
@@ -83,9 +84,8 @@ class Chains:
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
         """tokens and targets (B, 2n), the answers after T loops, and T.
 
-        Only queries whose answer is at most 5 hops away are scored; the others are −100, like the
-        edges. With T > 5 that leaves the nodes near the end of their chain: they have to stand
-        still there while the others walk on.
+        Only queries whose answer is at most 5 hops away are scored; the others are −100. With
+        T > 5 that leaves the nodes near the end of their chain: they have to stand still there.
         """
         n, B, hops = self.n_nodes, self.batch_size, self.train_hops
 
@@ -103,12 +103,12 @@ class Chains:
         for _ in range(n_loops):
             path.append(successors.gather(1, path[-1]))
         near = path[-1] == path[min(n_loops, hops)]
-        targets = torch.where(near, path[-1], -100)
-        return tokens, torch.cat([torch.full_like(targets, -100), targets], dim=1), n_loops
+        pointed_to = (tokens[:, :n] - n) % n
+        return tokens, torch.cat([pointed_to, torch.where(near, path[-1], -100)], dim=1), n_loops
 
     def learned(self, n_loops: int, loss: float) -> None:
         """Curriculum: once the largest loop count so far is mastered, allow one more."""
-        if n_loops == self.frontier < self.train_loops and loss < 0.5:
+        if n_loops == self.frontier < self.train_loops and loss < 0.2:
             self.frontier += 1
 
     def sequences(self, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -373,7 +373,7 @@ def make_optimizers(model: RecurrentDepthTransformer, prelude_lr: float = 1.0) -
     adamw += group("vectors", 3e-3, weight_decay=0.0)
     return [
         torch.optim.Muon(muon, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(adamw, betas=(0.9, 0.95)),
+        torch.optim.AdamW(adamw, betas=(0.9, 0.99)),
     ]
 
 
