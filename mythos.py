@@ -484,9 +484,9 @@ class StateUpdate(nn.Module):
 class Cache:
     """What past tokens left behind: one slot of rows per layer application, allocated once.
 
-    A looped block attends to a different state in each loop, so each loop has slots of its own:
-    slots = prelude_layers + n_loops·recurrent_layers + coda_layers. Make one with
-    `model.new_cache`; `n_tokens` counts the tokens it holds.
+    A looped block sees a different state in each loop, so each loop has slots of its own:
+    prelude_layers + n_loops·recurrent_layers + coda_layers slots of (B, length, W). Make one with
+    `model.new_cache`. `n_tokens` counts the tokens it holds; set it to 0 to start afresh.
     """
 
     def __init__(
@@ -497,22 +497,35 @@ class Cache:
         slots = prelude + n_loops * recurrent + coda
         self.rows = torch.zeros(slots, batch_size, length, width, device=device, dtype=dtype)
 
-    def update(self, slot: int, active: Tensor | None, rows: Tensor) -> Tensor:
-        """Write a chunk's rows (B, T, W) after the n_tokens held; return all (B, N, W) of the slot.
+    def slot(self, i: int, active: Tensor | None = None) -> Update:
+        """The `update` for the layer that owns slot i (negative: from the end, as in a list)."""
+        return partial(self._write, i, active)
 
-        Where `active` (B, T) is False the token has halted: it keeps the row of the loop before.
+    def loop_slots(self, t: int, active: Tensor) -> list[Update]:
+        """The `update` of each recurrent layer in loop t. In loop 0 no token has halted yet."""
+        first = self.prelude + t * self.recurrent
+        return [self.slot(first + i, active if t > 0 else None) for i in range(self.recurrent)]
+
+    def _write(self, i: int, active: Tensor | None, rows: Tensor) -> Tensor:
+        """Put new rows (B, T, W) behind the n_tokens in slot i; return all of it, (B, N, W).
+
+        Where `active` (B, T) is False the token has halted: it keeps its row of the loop before,
+        which lies `recurrent` slots earlier.
         """
-        start, end = self.n_tokens, self.n_tokens + rows.shape[1]
+        new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
         if active is not None:
-            before = self.rows[slot - self.recurrent, :, start:end]
-            rows = torch.where(active[..., None], rows, before)
-        self.rows[slot, :, start:end] = rows
-        return self.rows[slot, :, :end]
+            rows = torch.where(active[..., None], rows, self.rows[i - self.recurrent, :, new])
+        self.rows[i, :, new] = rows
+        return self.rows[i, :, : new.stop]
 
-    def carry(self, loops_run: int, n_new: int) -> None:
-        """All of the n_new tokens halted: they keep the last loop's rows in all later loops."""
-        new = self.rows[self.prelude :, :, self.n_tokens : self.n_tokens + n_new]
-        new = new[: self.n_loops * self.recurrent].unflatten(0, (self.n_loops, self.recurrent))
+    def stand_still(self, loops_run: int, n_new: int) -> None:
+        """All n_new tokens have halted: copy their last rows into the loops that were not run.
+
+        Later tokens may loop longer, and then read there what these tokens left behind.
+        """
+        loops = self.rows[self.prelude : self.prelude + self.n_loops * self.recurrent]
+        loops = loops.unflatten(0, (self.n_loops, self.recurrent))  # (loops, layers, B, length, W)
+        new = loops[:, :, :, self.n_tokens : self.n_tokens + n_new]
         new[loops_run:] = new[loops_run - 1]
 
 
@@ -592,14 +605,18 @@ class RecurrentDepthTransformer(nn.Module):
         place = (*rope_angles(keys[past:], c.rope_width(), c.rope_theta), mask)
         x = self.embed(tokens)  # (B, T, D)
         for i, block in enumerate(self.prelude):
-            x = block(x, place, cache and partial(cache.update, i, None))
+            x = block(x, place, cache.slot(i) if cache else None)
         return self.input_norm(x), place
 
-    def step(self, h: Tensor, e: Tensor, place: Place, update_for: Callable | None = None):
+    def step(
+        self, h: Tensor, e: Tensor, place: Place, updates: list[Update] | None = None
+    ) -> Tensor:
         """One loop: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(RMSNorm(h + e)), (B, T, D)."""
         r = self.loop_norm(h + e)
-        for i, block in enumerate(self.recurrent):
-            r = block(r, place, update_for and update_for(i))
+        for block, update in zip(
+            self.recurrent, updates or [None] * len(self.recurrent), strict=True
+        ):
+            r = block(r, place, update)
         return self.state_update(h, e, r)
 
     def run_loop(
@@ -622,6 +639,8 @@ class RecurrentDepthTransformer(nn.Module):
         Nothing in this rule depends on which tokens share a call, hence decoding with a cache gives
         the same answer as one pass over the whole sequence.
         """
+        ok = halt_threshold is None or cache is not None
+        expect(ok, "cache", cache, "a cache, where halted tokens' rows can stand still")
         if n_loops == 0:
             return e, e.new_zeros(e.shape[:2], dtype=torch.int64)
         h = torch.zeros_like(e)
@@ -629,9 +648,9 @@ class RecurrentDepthTransformer(nn.Module):
         active = torch.ones_like(used, dtype=torch.bool)
         first_grad_loop = 0 if grad_loops is None else n_loops - grad_loops
         for t in range(n_loops):
-            update_for = cache and partial(self._loop_slot, cache, t, active)
+            updates = cache.loop_slots(t, active) if cache else None
             with nullcontext() if t >= first_grad_loop else torch.no_grad():
-                h_next = self.step(h, e, place, update_for)
+                h_next = self.step(h, e, place, updates)
             used = used + active
             if halt_threshold is not None:
                 h_next = torch.where(active[..., None], h_next, h)
@@ -641,20 +660,15 @@ class RecurrentDepthTransformer(nn.Module):
             if states is not None:
                 states.append(h)
             if halt_threshold is not None and not active.any():
-                cache.carry(t + 1, e.shape[1])
+                cache.stand_still(t + 1, e.shape[1])
                 break
         return h, used
-
-    def _loop_slot(self, cache: Cache, t: int, active: Tensor, layer: int) -> Callable:
-        """`update` of recurrent layer `layer` in loop t; in loop 0 no token has halted yet."""
-        slot = len(self.prelude) + t * len(self.recurrent) + layer
-        return partial(cache.update, slot, active if t > 0 else None)
 
     def run_coda(self, h: Tensor, place: Place, cache: Cache | None = None) -> Tensor:
         """logits = head(RMSNorm(Coda(RMSNorm(h)))), (B, T, V)."""
         x = self.state_norm(h)
         for i, block in enumerate(self.coda, start=-len(self.coda)):  # the cache's last slots
-            x = block(x, place, cache and partial(cache.update, i, None))
+            x = block(x, place, cache.slot(i) if cache else None)
         return self.head(self.output_norm(x))
 
     # ---- using it ----
@@ -921,23 +935,20 @@ class RecurrentDepthTransformer(nn.Module):
         expect(ok, "grad_loops", grad_loops, "an integer >= 1 or None")
         ok = halt_threshold is None or 0 <= halt_threshold < math.inf
         expect(ok, "halt_threshold", halt_threshold, "a finite number >= 0 or None")
-        ids = (torch.int32, torch.int64)
         for name, x in (("tokens", tokens), ("targets", targets)):
-            if x is None and name == "targets":
+            if name == "targets" and x is None:
                 continue
-            ok = isinstance(x, Tensor) and x.dtype in ids
-            expect(ok, name, getattr(x, "dtype", type(x)), f"a tensor of {ids}")
+            ok = isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64)
+            expect(ok, name, getattr(x, "dtype", type(x)), "a tensor of int64 or int32")
             ok = x.dim() == 2 and x.numel() > 0 and x.shape == tokens.shape
             expect(ok, f"{name}.shape", tuple(x.shape), "(B, T), neither 0, the same for targets")
-            w = self.embed.weight
-            expect(x.device == w.device, f"{name}.device", x.device, f"the model's: {w.device}")
-        if not (torch.compiler.is_compiling() or tokens.is_meta):  # looking at values
-            for name, x in (("tokens", tokens), ("targets", targets)):
-                if x is not None:
-                    ids = x[x != -100] if name == "targets" else x
-                    expect(ids.numel() > 0, name, "all −100", "at least one target to score")
-                    got, top = (ids.min().item(), ids.max().item()), c.vocab_size - 1
-                    expect(got[0] >= 0 and got[1] <= top, f"{name} ids", got, f"within 0 … {top}")
+            here = self.embed.weight.device
+            expect(x.device == here, f"{name}.device", x.device, f"the model's, {here}")
+            if not (torch.compiler.is_compiling() or x.is_meta):  # looks at values: slow on a GPU
+                ids = x[x != -100] if name == "targets" else x
+                expect(ids.numel() > 0, name, "all −100", "at least one target to score")
+                got, top = (ids.min().item(), ids.max().item()), c.vocab_size - 1
+                expect(got[0] >= 0 and got[1] <= top, f"{name} ids", got, f"within 0 … {top}")
         B, T = tokens.shape
         if cache is not None:
             slots, rows, length, width = cache.rows.shape
@@ -1015,9 +1026,8 @@ def get_model_config(name: str) -> MythosConfig:
     found = {k.lower(): k for k in known}.get(name.lower() if isinstance(name, str) else name)
     expect(found is not None, "name", name, f"one of {known}")
     if found == "tiny":  # vocabulary: 20 nodes and the 20² edges between them
-        return MythosConfig(
-            vocab_size=420, max_seq_len=64, max_loop_iters=12, kv_lora_rank=64, d_expert=64
-        )
+        small = {"n_kv_heads": 2, "kv_lora_rank": 64, "d_expert": 64}
+        return MythosConfig(vocab_size=420, max_seq_len=64, max_loop_iters=12, **small)
     return MythosConfig(
         **dict(zip(_SIZE_FIELDS.split(), _SIZES[found], strict=True)), head_dim=128, n_kv_heads=8
     )

@@ -55,7 +55,7 @@ class Chains:
     its answer is j, the node it points to. That keeps the edges' states still while queries walk.
     """
 
-    name, steps, batch_size, grad_loops = "chains", 600, 48, None
+    name, steps, batch_size, grad_loops = "chains", 650, 48, None
     n_nodes = 20
     train_hops, train_loops = 5, 12  # no training answer is further away, no training loop deeper
     prelude_lr = 0.05  # see `prepare`
@@ -491,10 +491,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
 
 
+def find_device(name: str | None) -> torch.device:
+    """The device of that name, or the fastest there is. Raises ValueError if it cannot be used."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name or best).device
+    except (RuntimeError, AssertionError) as error:  # unknown; known, but not in this build
+        raise ValueError(f"--device: got {name!r}, expected cpu, cuda or mps: {error}") from error
+
+
 def run(args: argparse.Namespace, task: Chains | Text) -> int:
     """What the command line does, with the task made."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-    device, steps = torch.device(args.device or best), args.steps or task.steps
+    device, steps = find_device(args.device), args.steps or task.steps
     stem = args.out / f"{task.name}-{args.attention}-seed{args.seed}"
     checkpoint = stem.with_suffix(".pt")
     torch.manual_seed(args.seed)
