@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import NamedTuple
@@ -50,6 +50,10 @@ def expect(ok: bool, field: str, got: object, expected: str) -> None:
     """Raise the ValueError that every mistake of a caller ends in."""
     if not ok:
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
+
+
+def is_number(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -139,7 +143,7 @@ class MythosConfig:
                 low = 0 if f.name in may_be_zero else 1
                 expect(type(value) is int and value >= low, f.name, value, f"an integer >= {low}")
             elif "float" in f.type:
-                ok = type(value) in (int, float) and 0 < value < math.inf
+                ok = is_number(value) and 0 < value < math.inf
                 expect(ok, f.name, value, "a finite number above 0")
         rho, kind = self.spectral_radius_target, self.attention_type
         expect(rho is None or rho < 1, "spectral_radius_target", rho, "below 1, or None")
@@ -214,8 +218,9 @@ class GroupedQueryAttention(nn.Module):
         v = self.v_proj(x).view(B, T, G, C).transpose(1, 2)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if update is not None:
-            rows = update(torch.stack([k, v]).permute(1, 3, 0, 2, 4).flatten(2))  # (B, N, 2·G·C)
-            k, v = rows.view(B, -1, 2, G, C).permute(2, 0, 3, 1, 4)  # 2 of (B, G, N, C)
+            rows = torch.stack([k, v], dim=1).permute(0, 3, 1, 2, 4).flatten(2)  # (B, T, 2·G·C)
+            rows = update(rows)  # (B, N, 2·G·C)
+            k, v = rows.view(B, -1, 2, G, C).permute(2, 0, 3, 1, 4)  # (B, G, N, C) each
         # SDPA's own is_causal puts query 0 at key 0: right without a past, wrong with one.
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=True
@@ -277,11 +282,12 @@ class MultiHeadLatentAttention(nn.Module):
         rows = torch.cat([self.kv_norm(latent), apply_rope(k_rope, cos, sin)], dim=-1)  # (B, T, W)
         if update is not None:
             rows = update(rows)  # (B, N, W)
-        # Two ways to the same result; take the one with fewer multiplications per head. Without
-        # a past (N = T) that is always `expanded`; one new token with a long past: `absorbed`.
+        # Two ways to one result. Multiplications per head and batch row: the long chunk of a
+        # prefill or of training wants `expanded`, one new token behind a long past `absorbed`.
         N = rows.shape[1]
-        absorb = T * N * (2 * Z - nope - V) < (N - T) * Z * (nope + V)
-        attend = self.absorbed if absorb else self.expanded
+        cost_expanded = N * Z * (nope + V) + T * N * (nope + R + V)
+        cost_absorbed = T * Z * (nope + V) + T * N * (Z + R + Z)
+        attend = self.absorbed if cost_absorbed < cost_expanded else self.expanded
         return self.out_proj(attend(q_nope, q_rope, rows, mask).transpose(1, 2).flatten(2))
 
     def expanded(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -390,6 +396,8 @@ class MixtureOfExperts(nn.Module):
         Sorted by expert, the (token, expert) pairs of one expert lie next to each other;
         `F.grouped_mm` multiplies each such group with its expert's matrix.
         """
+        if x.is_meta:  # shapes only: F.grouped_mm has a rule for them in bf16 alone
+            return torch.empty_like(x)
         E, K = self.router_bias.numel(), self.num_experts_per_token
         expert, pair = chosen.flatten().sort(stable=True)  # (n·K,) each
         token = pair // K
@@ -468,8 +476,8 @@ class StateUpdate(nn.Module):
         """The diagonal of A, (D,), fp32."""
         if self.target is None:
             return self.a.float() + 0.475  # starts where target = 0.95 does, then free to explode
-        # Rounding to bf16 can raise a number by up to 2^-9 of itself. Aiming 2^-8 below the target
-        # keeps rho(A) < target after any cast.
+        # Rounding to bf16 raises a number by at most 2^-8 of itself. Aiming 2^-8 below the target
+        # keeps rho(A) < target after the cast, too.
         return self.target * (1 - 2**-8) * self.a.float().sigmoid()
 
     def forward(self, h: Tensor, e: Tensor, r: Tensor) -> Tensor:
@@ -711,10 +719,12 @@ class RecurrentDepthTransformer(nn.Module):
         c = self.config
         ok = type(max_new_tokens) is int and max_new_tokens >= 0
         expect(ok, "max_new_tokens", max_new_tokens, "an integer >= 0")
-        expect(0 <= temperature < math.inf, "temperature", temperature, "a finite number >= 0")
+        ok = is_number(temperature) and 0 <= temperature < math.inf
+        expect(ok, "temperature", temperature, "a finite number >= 0")
         ok = top_k is None or (type(top_k) is int and top_k >= 1)
         expect(ok, "top_k", top_k, "an integer >= 1 or None")
-        expect(top_p is None or 0 < top_p <= 1, "top_p", top_p, "a number in (0, 1] or None")
+        ok = top_p is None or (is_number(top_p) and 0 < top_p <= 1)
+        expect(ok, "top_p", top_p, "a number in (0, 1] or None")
         ok = eos_token is None or (type(eos_token) is int and 0 <= eos_token < c.vocab_size)
         expect(ok, "eos_token", eos_token, f"an id below vocab_size = {c.vocab_size}, or None")
         n_loops = self._check(tokens, None, n_loops, None, halt_threshold, None)
@@ -722,11 +732,9 @@ class RecurrentDepthTransformer(nn.Module):
         ok = T + max_new_tokens <= c.max_seq_len
         expect(ok, "tokens + max_new_tokens", T + max_new_tokens, f"at most {c.max_seq_len} tokens")
 
-        was_training = self.training
-        self.eval()
         cache, chunk = self.new_cache(B, T + max_new_tokens, n_loops), tokens
         done = torch.zeros(B, 1, dtype=torch.bool, device=tokens.device)
-        try:
+        with self._eval_mode():
             for _ in range(max_new_tokens):
                 logits, _ = self(chunk, n_loops=n_loops, halt_threshold=halt_threshold, cache=cache)
                 chunk = sample(logits[:, -1], temperature, top_k, top_p, generator).to(tokens.dtype)
@@ -736,8 +744,6 @@ class RecurrentDepthTransformer(nn.Module):
                 tokens = torch.cat([tokens, chunk], dim=1)
                 if done.all():
                     break
-        finally:
-            self.train(was_training)
         return tokens
 
     def update_router_bias(self, speed: float = 1e-3) -> Tensor:
@@ -773,14 +779,12 @@ class RecurrentDepthTransformer(nn.Module):
         hooks = [moe.register_forward_pre_hook(count) for moe in self._experts()]
         cache = None if halt_threshold is None else self.new_cache(*tokens.shape, n_loops)
         states: list[Tensor] = []
-        was_training = self.training
-        self.eval()
         try:
-            e, place = self.run_prelude(tokens, cache)
-            _, used = self.run_loop(e, place, n_loops, None, halt_threshold, cache, states)
-            logits = [self.run_coda(h, place, cache) for h in states]
+            with self._eval_mode():
+                e, place = self.run_prelude(tokens, cache)
+                _, used = self.run_loop(e, place, n_loops, None, halt_threshold, cache, states)
+                logits = [self.run_coda(h, place, cache) for h in states]
         finally:
-            self.train(was_training)
             for hook in hooks:
                 hook.remove()
         h = torch.stack(states).float()  # (L, B, T, D)
@@ -797,7 +801,7 @@ class RecurrentDepthTransformer(nn.Module):
 
     def spectral_radius(self) -> float:
         """rho(A), which bounds the state (see StateUpdate)."""
-        self._n_loops(1)  # a model without a loop has no A
+        expect(len(self.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
         return self.state_update.spectral_radius()
 
     def loop_gain(
@@ -817,21 +821,22 @@ class RecurrentDepthTransformer(nn.Module):
         it oscillates when the leading eigenvalues are a complex pair.
         """
         n_loops = self._check(tokens, None, n_loops, None, None, None)
-        self._n_loops(1)
+        expect(len(self.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
         ok = type(iterations) is int and iterations >= 2
         expect(ok, "iterations", iterations, "an integer >= 2")
-        with torch.no_grad():
-            e, place = self.run_prelude(tokens)
-            h = self.run_loop(e, place, n_loops)[0] if n_loops > 0 else torch.zeros_like(e)
-        with torch.enable_grad():
-            h = h.requires_grad_()
-            h_next = self.step(h, e, place)
+        with self._eval_mode():
+            with torch.no_grad():
+                e, place = self.run_prelude(tokens)
+                h = self.run_loop(e, place, n_loops)[0] if n_loops > 0 else torch.zeros_like(e)
+            with torch.enable_grad():
+                h = h.requires_grad_()
+                h_next = self.step(h, e, place)
         v = torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
         v, log_growth = v / v.norm(), []
         for _ in range(iterations):
             (v,) = torch.autograd.grad(h_next, h, v, retain_graph=True)
             log_growth.append(v.norm().log())
-            v = v / v.norm()
+            v = v / v.norm().clamp_min(1e-30)  # J may be 0
         return torch.stack(log_growth[iterations // 2 :]).mean().exp().item()
 
     # ---- counting ----
@@ -899,7 +904,7 @@ class RecurrentDepthTransformer(nn.Module):
         embed, head               N(0, 0.02)
         every other matrix        N(0, 0.8 / sqrt(inputs))
         norms                     1
-        A, B                      0.475, 0.5
+        A, B                      0.473 (for a target of 0.95), 0.5
         router bias, load         0
         """
         for name, p in self.named_parameters():
@@ -925,6 +930,16 @@ class RecurrentDepthTransformer(nn.Module):
         expect(has_loop or n_loops == 0, "n_loops", n_loops, "0, there being no recurrent_layers")
         return n_loops
 
+    @contextmanager
+    def _eval_mode(self):
+        """Evaluation mode inside, the mode of before afterwards: looking must not train."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
     def _experts(self) -> list[MixtureOfExperts]:
         return [m for m in self.modules() if isinstance(m, MixtureOfExperts)]
 
@@ -933,7 +948,9 @@ class RecurrentDepthTransformer(nn.Module):
         n_loops, c = self._n_loops(n_loops), self.config
         ok = grad_loops is None or (type(grad_loops) is int and grad_loops >= 1)
         expect(ok, "grad_loops", grad_loops, "an integer >= 1 or None")
-        ok = halt_threshold is None or 0 <= halt_threshold < math.inf
+        ok = halt_threshold is None or (
+            is_number(halt_threshold) and 0 <= halt_threshold < math.inf
+        )
         expect(ok, "halt_threshold", halt_threshold, "a finite number >= 0 or None")
         for name, x in (("tokens", tokens), ("targets", targets)):
             if name == "targets" and x is None:
@@ -984,7 +1001,8 @@ def sample(
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     # Sorted, every rule keeps a prefix: sample in it, then look up which id that was.
-    logits, ids = (logits.float() / temperature).sort(descending=True, stable=True)
+    logits, ids = logits.float().sort(descending=True, stable=True)
+    logits = (logits - logits[:, :1]) / temperature  # at most 0: no temperature can overflow
     if top_k is not None:
         logits[:, top_k:] = -math.inf
     p = logits.softmax(dim=-1)
@@ -1023,7 +1041,7 @@ def get_model_config(name: str) -> MythosConfig:
     `RecurrentDepthTransformer(config, attention_type="gqa")`.
     """
     known = ("tiny", *_SIZES)
-    found = {k.lower(): k for k in known}.get(name.lower() if isinstance(name, str) else name)
+    found = {k.lower(): k for k in known}.get(str(name).lower())
     expect(found is not None, "name", name, f"one of {known}")
     if found == "tiny":  # vocabulary: 20 nodes and the 20² edges between them
         small = {"n_kv_heads": 2, "kv_lora_rank": 64, "d_expert": 64}

@@ -1,0 +1,1358 @@
+# SPDX-License-Identifier: MIT
+"""Tests of mythos.py, train_tiny.py and README.md; no GPU, no network, nothing is skipped.
+
+The first part is a model of its own: the same equations for one token, one head and one expert at a
+time, so slow and plain that they can be checked by reading. The rest compares mythos.py with it and
+checks what mythos.py promises; then come the trainer and the README. Each docstring names the mistake that its test catches; "flaw n" is
+the n-th of the 24 flaws that were measured in OpenMythos and its kin.
+"""
+
+import ast
+import copy
+import dataclasses
+import functools
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+import zlib
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close  # float32: 1e-5 absolute + 1.3e-6 relative
+
+import mythos
+import train_tiny
+from mythos import GroupedQueryAttention as GQA
+from mythos import (
+    MixtureOfExperts,
+    MythosConfig,
+    RecurrentDepthTransformer,
+    StateUpdate,
+    SwiGLU,
+    apply_rope,
+    get_model_config,
+    rope_angles,
+    sample,
+)
+from mythos import MultiHeadLatentAttention as MLA
+
+torch.set_num_threads(1)  # in models this small threads only wait for each other
+settings.register_profile("mythos", max_examples=25, deadline=None, derandomize=True, database=None)
+settings.load_profile("mythos")
+both = pytest.mark.parametrize("kind", ["gqa", "mla"])
+with_and_without_halting = pytest.mark.parametrize("halted", [False, True])
+SMALL = dict(vocab_size=37, d_model=32, max_seq_len=48, max_loop_iters=3, n_heads=4, n_kv_heads=2)
+SMALL |= dict(d_ff=48, num_experts=4, d_expert=16)
+
+
+def make(seed=0, fresh=False, **fields):
+    """A small model in eval mode; unless fresh, with uneven vectors and a lively loop."""
+    torch.manual_seed(seed)
+    model = RecurrentDepthTransformer(MythosConfig(**SMALL), **fields).eval()
+    with torch.no_grad():
+        for name, p in [*model.named_parameters(), *model.named_buffers()] * (not fresh):
+            if p.dim() > 1:
+                p.mul_(3 if "head" in name else 1.5 if "recurrent" in name else 1)
+            elif p.is_floating_point():
+                p.add_(torch.randn_like(p), alpha=0.1 if "bias" in name else 0.3)
+    return model
+
+
+def ids(*shape):
+    return torch.randint(37, shape)
+
+
+def spy(monkeypatch, owner, name):
+    """Let owner.name do its work, and note the arguments of each call in the list returned."""
+    calls, real = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *a, **k: (calls.append((a, k)), real(*a, **k))[1])
+    return calls
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---- the reference: one token, one head, one expert at a time ----
+
+
+def norm(m, x):
+    return x / (x.square().mean() + m.eps).sqrt() * m.weight
+
+
+def turn(x, position, theta=10_000.0):
+    """RoPE of x (..., width): (x_i, x_{i + width/2}) is a complex number, turned by its angle."""
+    half = x.shape[-1] // 2
+    angle = position * theta ** (-torch.arange(half) / half)
+    z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones(half), angle)
+    return torch.cat([z.real, z.imag], dim=-1)
+
+
+def queries_keys_values(m, x, position, theta):
+    """What a token x (D,) asks, offers and gives in each head, (H, ·) each."""
+    if isinstance(m, GQA):
+        q, k, v = ((p.weight @ x).view(-1, m.head_dim) for p in (m.q_proj, m.k_proj, m.v_proj))
+        k, v = (kv.repeat_interleave(m.n_heads // m.n_kv_heads, dim=0) for kv in (k, v))
+        return turn(q, position, theta), turn(k, position, theta), v
+    H, nope, R = m.n_heads, m.qk_nope_head_dim, m.qk_rope_head_dim  # DeepSeek-V2, section 2.1
+    if isinstance(m.q_proj, nn.Sequential):
+        q = m.q_proj[2].weight @ norm(m.q_proj[1], m.q_proj[0].weight @ x)
+    else:
+        q = m.q_proj.weight @ x
+    q_nope, q_rope = q.view(H, nope + R).tensor_split([nope], dim=1)
+    latent, k_rope = (m.kv_down_proj.weight @ x).tensor_split([m.kv_lora_rank])
+    k_nope, v = (m.kv_up_proj.weight @ norm(m.kv_norm, latent)).view(H, -1).tensor_split([nope], 1)
+    k_rope = turn(k_rope, position, theta).expand(H, R)
+    return torch.cat([q_nope, turn(q_rope, position, theta)], 1), torch.cat([k_nope, k_rope], 1), v
+
+
+def attend(m, x, past, theta=10_000.0):
+    """The attention's output for x (D,) after the `past` tokens' (k, v), and x's own (k, v)."""
+    q, k, v = queries_keys_values(m, x, len(past), theta)
+    seen, heads = [*past, (k, v)], []
+    for h in range(m.n_heads):
+        keys, values = (torch.stack([pair[i][h] for pair in seen]) for i in (0, 1))
+        heads.append((keys @ q[h] / q.shape[1] ** 0.5).softmax(dim=0) @ values)
+    return m.out_proj.weight @ torch.cat(heads), (k, v)
+
+
+def feed_forward(m, x):
+    """SwiGLU or mixture of experts for one token x (D,)."""
+    if isinstance(m, SwiGLU):
+        return m.down_proj.weight @ (F.silu(m.gate_proj.weight @ x) * (m.up_proj.weight @ x))
+    score, K = (m.router.weight @ x).sigmoid(), m.num_experts_per_token
+    chosen = (score + m.router_bias).topk(K).indices.tolist()
+    total = sum(score[i] for i in chosen) if K > 1 else 1.0
+    out = torch.zeros_like(x) if m.shared is None else feed_forward(m.shared, x)
+    for i in chosen:
+        hidden = F.silu(x @ m.gate_proj[i]) * (x @ m.up_proj[i])
+        out = out + score[i] / total * (hidden @ m.down_proj[i])
+    return out
+
+
+def run_blocks(blocks, x, position, t, left, theta):
+    """Blocks for one token in loop t. left[block][position][loop] is the (k, v) left behind."""
+    for block in blocks:
+        past = [left[block][j][: t + 1][-1] for j in range(position)]  # of loop min(t, its last)
+        y, mine = attend(block.attention, norm(block.attention_norm, x), past, theta)
+        left[block][position].append(mine)
+        x = x + y
+        x = x + feed_forward(block.ffn, norm(block.ffn_norm, x))
+    return x
+
+
+@torch.no_grad()
+def reference(model, tokens, n_loops, threshold=0.0):
+    """Logits (B, T, V) and loops used (B, T), strictly one token after the other.
+
+    A token loops until its state moves by less than the threshold. A later token reads in its loop
+    t what this one left in loop min(t, its last).
+    """
+    theta, logits, used = model.config.rope_theta, [], []
+    for row in tokens.tolist():
+        left = defaultdict(lambda: defaultdict(list))
+        for position, token in enumerate(row):
+            x = run_blocks(model.prelude, model.embed.weight[token], position, 0, left, theta)
+            h = e = norm(model.input_norm, x)
+            used.append(0)
+            for t in range(n_loops):
+                used[-1], old = t + 1, h if t > 0 else torch.zeros_like(e)
+                r = norm(model.loop_norm, old + e)
+                r = run_blocks(model.recurrent, r, position, t, left, theta)
+                h = model.state_update.A() * old + model.state_update.b * e + r
+                if (h - old).norm() / h.norm() < threshold:
+                    break
+            x = run_blocks(model.coda, norm(model.state_norm, h), position, 0, left, theta)
+            logits.append(model.head.weight @ norm(model.output_norm, x))
+    return torch.stack(logits).view(*tokens.shape, -1), torch.tensor(used).view(tokens.shape)
+
+
+def clear_threshold(model, tokens, n_loops, quantile=0.5):
+    """A threshold amid the changes of these tokens, so clear of each that rounding decides none."""
+    changes = model.diagnostics(tokens, n_loops=n_loops)["change"].flatten()
+    for i in range(200):
+        threshold = changes.quantile(quantile).item() * 1.002**i
+        seen = model.diagnostics(tokens, n_loops=n_loops, halt_threshold=threshold)["change"]
+        if ((seen[seen > 0] / threshold - 1).abs() > 3e-4).all():  # a halted token's change is 0
+            return threshold
+    raise AssertionError("no clear threshold")
+
+
+# ---- attention ----
+
+
+def attention(kind, G=2, q_rank=None):
+    """Attention of 4 heads whose widths all differ, with sharp scores and norms that are not 1."""
+    torch.manual_seed(G)
+    if kind == "gqa":
+        m = GQA(d_model=32, n_heads=4, n_kv_heads=G, head_dim=10)
+    else:
+        widths = dict(kv_lora_rank=20, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=12)
+        m = MLA(d_model=32, n_heads=4, **widths, q_lora_rank=q_rank)
+    for p in m.parameters():
+        nn.init.normal_(p, std=0.3)
+    return m
+
+
+@pytest.mark.parametrize(
+    "kind, options", [("gqa", (1,)), ("gqa", (2,)), ("gqa", (4,)), ("mla", ()), ("mla", (2, 12))]
+)
+def test_attention_equals_plain_equations(kind, options):
+    """A wrong scale, mask, grouping of heads or split of a projection, a missing norm or RoPE."""
+    m, x = attention(kind, *options), torch.randn(2, 9, 32)
+    out = m(x, (*rope_angles(torch.arange(9), 10 if kind == "gqa" else 4), None))
+    for b in range(2):
+        past = []
+        for t in range(9):
+            want, mine = attend(m, x[b, t], past)
+            assert_close(out[b, t], want, atol=1e-5, rtol=1e-5)
+            past.append(mine)
+
+
+@pytest.mark.parametrize("T, N", [(7, 7), (1, 9), (3, 9)])
+def test_mla_absorbed_equals_expanded(T, N):
+    """Folding the up-projections wrongly: a transpose, the scale, causality without a past."""
+    m = attention("mla")
+    q_nope, q_rope, rows = torch.randn(2, 4, T, 8), torch.randn(2, 4, T, 4), torch.randn(2, N, 24)
+    mask = torch.ones(T, N, dtype=torch.bool).tril(N - T) if 1 < T < N else None
+    args = (q_nope, q_rope, rows, mask)
+    assert_close(m.absorbed(*args), m.expanded(*args), atol=1e-5, rtol=1e-5)
+
+
+def test_mla_decodes_absorbed(monkeypatch):
+    """Rebuilding the keys and values of the whole past for each new token (flaw 15)."""
+    model, m = make(), MLA
+    absorbed, expanded = spy(monkeypatch, m, "absorbed"), spy(monkeypatch, m, "expanded")
+    cache = model.new_cache(1, 21)
+    model(ids(1, 20), cache=cache)
+    assert (len(absorbed), len(expanded)) == (0, 5)  # prelude, 3 loops, coda
+    model(ids(1, 1), cache=cache)
+    assert (len(absorbed), len(expanded)) == (5, 5)
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 400))
+def test_rope_scores_depend_on_distance_only(i, j, shift):
+    """Turning q and k differently, or by something else than their position; a changed length."""
+    q, k = torch.randn(2, 1, 16, generator=seeded(i))
+    at = lambda x, position: apply_rope(x, *rope_angles(torch.tensor([position]), 16))  # noqa: E731
+    assert_close(at(q, i) @ at(k, j).T, at(q, i + shift) @ at(k, j + shift).T, atol=5e-4, rtol=0)
+    assert_close(at(q, i).norm(), q.norm())
+    assert_close(at(q, i), turn(q, i), atol=1e-4, rtol=0)
+
+
+def test_rope_is_fp32_in_a_bf16_model():
+    """Angles in bf16, by `.to(torch.bfloat16)` or by the input, lose the position (flaw 7)."""
+    model, x = make(attention_type="gqa").bfloat16(), torch.randn(300, 8).bfloat16()
+    _, (cos, sin, _) = model.run_prelude(ids(1, 40))
+    angles = torch.arange(40.0)[:, None] * 10_000.0 ** (-torch.arange(4) / 4)
+    assert_close((cos, sin), (angles.cos(), angles.sin()))  # of dtype float32
+    cos, sin = rope_angles(torch.arange(300), 8)
+    assert torch.equal(apply_rope(x, cos, sin), apply_rope(x.float(), cos, sin).bfloat16())
+    assert {name.split(".")[-1] for name, _ in model.named_buffers()} == {"router_bias", "load"}
+
+
+# ---- experts ----
+
+
+def experts(seed=0, E=8, K=2, shared=0):
+    torch.manual_seed(seed)
+    m = dict(num_experts=E, num_experts_per_token=K, num_shared_experts=shared)
+    return MixtureOfExperts(d_model=16, d_expert=24, **m)
+
+
+@given(n=st.integers(1, 12), E=st.integers(1, 6), K=st.integers(1, 6), shared=st.integers(0, 2))
+def test_dispatch_equals_loop_over_experts(n, E, K, shared):
+    """A token sent to a wrong expert, a wrong gate, an expert without tokens, a lost gradient."""
+    m = experts(n, E, min(K, E), shared)
+    m.router_bias.normal_()
+    x, w = torch.randn(1, n, 16, requires_grad=True), torch.randn(1, n, 16)
+    got, want = m(x), torch.stack([feed_forward(m, x_t) for x_t in x[0]])[None]
+    assert_close(got, want)
+    grads = (torch.autograd.grad((out * w).sum(), [x, *m.parameters()]) for out in (got, want))
+    assert_close(*grads)
+
+
+def test_dispatch_is_three_matrix_products(monkeypatch):
+    """A Python loop over the experts with a synchronisation each, 7 times slower (flaw 13)."""
+    calls = spy(monkeypatch, F, "grouped_mm")
+    experts()(torch.randn(1, 5, 16))
+    assert len(calls) == 3
+
+
+def test_gates_sum_to_one_or_teach_the_router():
+    """Renormalising a single gate makes it 1, and the router learns nothing (flaw 14)."""
+    m, x = experts(K=1), torch.randn(10, 16)
+    assert_close(experts(K=3).route(x)[1].sum(dim=-1), torch.ones(10))
+    chosen, gates = m.route(x)
+    assert_close(gates, m.router(x).sigmoid().gather(1, chosen))
+    m(x[None]).square().mean().backward()
+    assert m.router.weight.grad.norm() > 1e-2  # the flaw: 7e-6
+
+
+def test_router_bias_steers_the_choice_only():
+    """A bias within the gates bends the output; one with a gradient is learned, not steered."""
+    m, x = experts(K=2), torch.randn(10, 16)
+    before, _ = m.route(x)
+    m.router_bias[3] = 100.0
+    chosen, gates = m.route(x)
+    assert not (before == 3).any(dim=1).all() and (chosen == 3).any(dim=1).all()
+    score = m.router(x).sigmoid().gather(1, chosen)
+    assert_close(gates, score / score.sum(dim=-1, keepdim=True))
+    m(x[None]).sum().backward()
+    assert not m.router_bias.requires_grad and "router_bias" in dict(m.named_buffers())
+
+
+def test_bias_update_balances_a_skewed_router():
+    """A bias that is never updated, or pushed the wrong way, leaves experts idle (flaw 12)."""
+    m, x, loads = experts(K=2), torch.randn(1, 200, 16) + 1.0, []
+    for _ in range(150):
+        m(x)
+        loads.append(m.update_router_bias(0.02))
+    assert all(load.sum() == 200 * 2 for load in loads)
+    imbalance = [(load.max() / load.float().mean()).item() for load in loads]
+    assert imbalance[0] > 2 and max(imbalance[-10:]) < 1.3
+
+
+def test_load_counts_all_loops_of_training():
+    """Counting only the loops with gradient, or what is not training, or never starting again."""
+    model = make(recurrent_layers=2).train()
+    model(ids(2, 5), n_loops=3, grad_loops=1)
+    model.generate(ids(1, 3), 2)
+    model.diagnostics(ids(1, 3))
+    model.loop_gain(ids(1, 3), iterations=2)
+    model.eval()(ids(2, 5))
+    before = [block.ffn.router_bias.clone() for block in model.recurrent]
+    loads = model.update_router_bias(0.5)
+    assert loads.shape == (2, 4) and loads.sum(dim=1).tolist() == [3 * 2 * 5 * 2] * 2
+    for block, load, bias in zip(model.recurrent, loads, before, strict=True):
+        assert_close(block.ffn.router_bias - bias, 0.5 * (load.float().mean() - load).sign())
+        assert block.ffn.load.sum() == 0
+    assert make(num_experts=0).update_router_bias().numel() == 0
+
+
+# ---- state update ----
+
+
+@given(
+    target=st.floats(1e-3, 1.0, exclude_max=True),
+    a=st.lists(st.floats(-1e30, 1e30) | st.floats(-20, 20), min_size=1, max_size=8),
+)
+@example(0.999, [1e30])
+@example(0.95, [8.0, -1e30])
+def test_spectral_radius_below_target(target, a):
+    """An A that reaches 1, rounded up by fp32, bf16 or fp16, or not bounded at all (flaw 6)."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        u = StateUpdate(len(a), target)
+        u.a.data = torch.tensor(a)
+        u, one, zero = u.to(dtype), torch.ones(len(a), dtype=dtype), torch.zeros(len(a))
+        used = u(one, zero.to(dtype), zero.to(dtype)).double()  # A as forward uses it
+        assert u.spectral_radius() <= target and 0 <= used.min() and used.max() <= target
+        assert_close(u.spectral_radius(), used.max().item(), rtol=2**-8, atol=1e-7)
+        assert max(a) < 30 or u.spectral_radius() > 0.99 * target  # the bound can be used up
+
+
+def test_state_update_equation_and_free_A():
+    """A, B or R swapped; spectral_radius_target=None that still bounds A and so shows nothing."""
+    u = make(spectral_radius_target=None).state_update
+    u.a.data[0] = -5.0
+    h, e, r = torch.randn(3, 2, 4, 32)
+    assert_close(u(h, e, r), (u.a + 0.475) * h + u.b * e + r)
+    assert_close(u.spectral_radius(), 5.0 - 0.475)
+
+
+def bound_on_R(model):
+    """An upper bound of |R(h, e)| for all h and e, from the weights of a GQA model with experts."""
+    largest = functools.partial(torch.linalg.matrix_norm, ord=2)  # singular value
+    after = lambda norm: norm.weight.abs().max() * norm.weight.numel() ** 0.5  # noqa: E731
+    M, names = after(model.loop_norm), ("gate_proj", "up_proj", "down_proj")
+    for block in model.recurrent:
+        m, ffn = block.attention, block.ffn
+        heads = m.n_heads**0.5 * largest(m.v_proj.weight)  # a head's output is a mean of values
+        M += largest(m.out_proj.weight) * heads * after(block.attention_norm)
+        swiglu = math.prod(largest(getattr(ffn, name)) for name in names).max()
+        swiglu += math.prod(largest(getattr(ffn.shared, name).weight) for name in names)
+        M += swiglu * after(block.ffn_norm) ** 2  # |silu(g) ⊙ u| <= |g|·|u|; gates sum to 1
+    return M.item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", [0, 1])
+def test_state_stays_within_its_bound(seed, monkeypatch):
+    """R of an unnormalised state, or A above its target, and the state explodes."""
+    model = make(seed, attention_type="gqa", recurrent_layers=2)
+    for p in model.recurrent.parameters():
+        p.mul_(2)
+    model.state_update.a.mul_(20)
+    updates = spy(monkeypatch, model.state_update, "forward")
+    e, place = model.run_prelude(ids(2, 6))
+    norms, h = [], 100 * torch.randn_like(e)
+    for _ in range(201):
+        norms.append(h.norm(dim=-1).max().item())
+        h = model.step(h, e, place)
+    rho, be = model.spectral_radius(), (model.state_update.b * e).norm(dim=-1).max().item()
+    measured = max(r.norm(dim=-1).max().item() for (_, _, r), _ in updates)
+    assert 0.8 < rho < 0.95 and measured <= bound_on_R(model)
+    for t, size in enumerate(norms):
+        assert size <= (rho**t * norms[0] + (be + measured) / (1 - rho)) * (1 + 1e-5)
+
+
+@both
+def test_input_is_as_loud_as_the_block(kind, monkeypatch):
+    """B·e 150 times smaller than R at initialisation does nothing (flaw 4)."""
+    model = make(fresh=True, d_model=64, attention_type=kind)
+    updates = spy(monkeypatch, model.state_update, "forward")
+    model(ids(2, 12), n_loops=4)
+    ratios = [((model.state_update.b * e).norm() / r.norm()).item() for (_, e, r), _ in updates]
+    assert len(ratios) == 4 and all(0.2 < ratio < 1 for ratio in ratios)
+
+
+# ---- the model: loops ----
+
+
+@both
+@pytest.mark.parametrize("P, R, C, n_loops", [(1, 1, 1, 3), (0, 2, 1, 2), (2, 1, 0, 5)])
+def test_loops_are_steps_and_an_unrolled_stack(kind, P, R, C, n_loops):
+    """A loop unlike its equation; an output that weights loops, not the last state (flaw 2)."""
+    model = make(attention_type=kind, prelude_layers=P, recurrent_layers=R, coda_layers=C)
+    tokens = ids(2, 6)
+    logits, loss = model(tokens, n_loops=n_loops)
+    assert loss is None and logits.shape == (2, 6, 37)
+    e, place = model.run_prelude(tokens)
+    h = torch.zeros_like(e)
+    for _ in range(n_loops):
+        h = model.step(h, e, place)
+    assert_close(logits, model.run_coda(h, place))
+    assert_close(logits, reference(model, tokens, n_loops)[0])
+
+
+@both
+def test_flat_model_is_a_plain_transformer(kind):
+    """Without recurrent layers something of the loop remains, or n_loops is quietly ignored."""
+    model = make(attention_type=kind, prelude_layers=2, recurrent_layers=0, q_lora_rank=12)
+    tokens = ids(2, 6)
+    assert not any("state_update" in name or "loop" in name for name, _ in model.named_modules())
+    assert_close(model(tokens)[0], reference(model, tokens, 0)[0])
+    assert torch.equal(model(tokens)[0], model(tokens, n_loops=0)[0])
+    assert model.generate(tokens, 3, halt_threshold=0.1).shape == (2, 9)
+    for call in (model.spectral_radius, lambda: model.loop_gain(tokens)):
+        with pytest.raises(ValueError, match="^recurrent_layers: got 0"):
+            call()
+
+
+def test_n_loops_zero_none_and_many():
+    """`n_loops or default` makes 0 the maximum; a second default; a limit on depth (flaw 11)."""
+    model, tokens = make(), ids(2, 5)
+    for n_loops, loops in ((None, 3), (0, 0), (1, 1), (7, 7)):
+        want, _ = reference(model, tokens, loops)
+        assert_close(model(tokens, n_loops=n_loops)[0], want)
+        new = model.generate(tokens, 1, temperature=0, n_loops=n_loops)[:, -1]
+        assert torch.equal(new, want[:, -1].argmax(dim=-1))
+        assert model.new_cache(1, 4, n_loops).n_loops == loops
+        assert model.executed_params(n_loops) == model.executed_params(loops)
+
+
+def test_loss_is_mean_cross_entropy():
+    """A loss that shifts targets, scores −100, or sums; int32 ids refused."""
+    model, tokens, targets = make(), ids(2, 5), ids(2, 5)
+    targets[0, :3] = -100
+    logits, loss = model(tokens, targets)
+    scored = [(b, t) for b in (0, 1) for t in range(5) if targets[b, t] >= 0]
+    log_p = torch.stack([logits[b, t].log_softmax(dim=0)[targets[b, t]] for b, t in scored])
+    assert_close(loss, -log_p.mean())
+    assert_close(model(tokens.int(), targets.int())[1], loss)
+
+
+@both
+@with_and_without_halting
+def test_causal_and_rows_independent(kind, halted):
+    """A mask off by one, or anything shared between rows, halted tokens included."""
+    model, tokens = make(attention_type=kind), ids(1, 10).repeat(3, 1)
+    tokens[1, 6], tokens[2] = (tokens[1, 6] + 1) % 37, ids(10)
+    threshold = clear_threshold(model, tokens, 5) if halted else None
+    logits, _ = model(tokens, n_loops=5, halt_threshold=threshold)
+    assert_close(logits[0, :6], logits[1, :6])
+    assert ((logits[0, 6:] - logits[1, 6:]).abs().amax(dim=-1) > 1e-4).all()
+    for row in range(3):
+        alone, _ = model(tokens[row : row + 1], n_loops=5, halt_threshold=threshold)
+        assert_close(alone[0], logits[row])
+
+
+@both
+@pytest.mark.parametrize("n_loops", [0, 1, 2, 3, 4])
+def test_grad_loops(kind, n_loops):
+    """Truncation that cuts a loop too many or too few, or that switches learning off."""
+    model, tokens, targets = make(attention_type=kind), ids(2, 12), ids(2, 12)
+
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    full = gradients(model(tokens, targets, n_loops=n_loops)[1])
+    for k in (1, 2, 3, 4):
+        got = gradients(model(tokens, targets, n_loops=n_loops, grad_loops=k)[1])
+        e, place = model.run_prelude(tokens)
+        h = torch.zeros_like(e) if n_loops > 0 else e
+        for t in range(n_loops):
+            h = model.step(h.detach() if t == n_loops - k else h, e, place)
+        loss = F.cross_entropy(model.run_coda(h, place).flatten(0, 1), targets.flatten())
+        assert_close(got, gradients(loss))
+        if k >= n_loops:
+            assert_close(got, full, rtol=0, atol=0)
+        for name, grad in got.items():
+            if n_loops == 0 and name.startswith(("recurrent", "loop_norm", "state_update")):
+                assert grad is None, name
+            else:  # h_0 = 0, so a single loop has nothing to tell A
+                assert grad.abs().sum() > 0 or (name == "state_update.a" and n_loops == 1), name
+
+
+# ---- cache and halting ----
+
+
+@with_and_without_halting
+@given(
+    kind=st.sampled_from(["gqa", "mla"]),
+    layers=st.tuples(st.integers(0, 1), st.integers(1, 2), st.integers(0, 1)),
+    n_loops=st.integers(1, 4),
+    quantile=st.floats(0.05, 0.95),
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=8),
+)
+@example(kind="mla", layers=(1, 2, 1), n_loops=4, quantile=0.4, sizes=[1] * 8)
+@example(kind="gqa", layers=(1, 2, 1), n_loops=4, quantile=0.4, sizes=[4, 1, 3])
+def test_any_chunks_equal_one_pass(halted, kind, layers, n_loops, quantile, sizes):
+    """A chunk that sees too much or too little (flaw 9), or halts otherwise with a cache (3)."""
+    T, (P, R, C) = sum(sizes), layers
+    model = make(T, attention_type=kind, prelude_layers=P, recurrent_layers=R, coda_layers=C)
+    tokens = ids(2, T)
+    how = dict(n_loops=n_loops)
+    if halted:
+        how["halt_threshold"] = clear_threshold(model, tokens, n_loops, quantile)
+    cache = model.new_cache(2, T, n_loops)
+    model(ids(2, T), **how, cache=cache)
+    cache.n_tokens = 0  # what it held before must not show
+    chunks = [model(chunk, **how, cache=cache)[0] for chunk in tokens.split(sizes, dim=1)]
+    assert cache.n_tokens == T
+    assert_close(torch.cat(chunks, dim=1), model(tokens, **how)[0])
+
+
+@both
+@pytest.mark.parametrize("seed, R, quantile", [(0, 1, 0.3), (1, 2, 0.5), (2, 1, 0.7)])
+def test_halted_pass_equals_reference(kind, seed, R, quantile):
+    """A halted token whose state or rows still move, or that halts one loop early or late."""
+    model, tokens, n_loops = make(seed, attention_type=kind, recurrent_layers=R), ids(2, 7), 6
+    threshold = clear_threshold(model, tokens, n_loops, quantile)
+    want, loops = reference(model, tokens, n_loops, threshold)
+    assert loops.min() < loops.max()  # otherwise nothing is tested
+    assert_close(model(tokens, n_loops=n_loops, halt_threshold=threshold)[0], want)
+    seen = model.diagnostics(tokens, n_loops=n_loops, halt_threshold=threshold)
+    assert torch.equal(seen["loops_used"], loops)
+    assert (model(tokens, n_loops=n_loops)[0] - want).abs().max() > 1e-3
+
+
+def test_loop_ends_when_all_have_halted(monkeypatch):
+    """Halting that computes every loop all the same, or is off with a cache (flaw 3)."""
+    model, tokens = make(fresh=True), ids(2, 6)
+    some = clear_threshold(model, tokens, 12, 0.8)
+    for threshold, fewest, most in ((2.0, 1, 1), (some, 2, 11), (0.0, 12, 12)):
+        _, loops = reference(model, tokens, 12, threshold)
+        for cache in (None, model.new_cache(2, 6, 12)):
+            steps = spy(monkeypatch, model, "step")
+            model(tokens, n_loops=12, halt_threshold=threshold, cache=cache)
+            assert len(steps) == loops.max() and fewest <= len(steps) <= most
+            monkeypatch.undo()
+
+
+BAD_CACHES = [
+    ("cached + new tokens", lambda m, c: m(ids(2, 4), cache=c)),  # flaw 9
+    ("n_loops", lambda m, c: m(ids(2, 1), n_loops=2, cache=c)),  # flaw 10
+    ("tokens.shape[0]", lambda m, c: m(ids(1, 1), cache=c)),
+    ("cache (slots, width)", lambda m, c: make(attention_type="gqa")(ids(2, 1), cache=c)),
+    ("cache (slots, width)", lambda m, c: make(coda_layers=2)(ids(2, 1), cache=c)),
+]
+
+
+@pytest.mark.parametrize("field, call", BAD_CACHES)
+def test_cache_refuses(field, call):
+    """Another depth, batch or model, or a sequence past the end: accepted and silently wrong."""
+    model = make()
+    cache = model.new_cache(2, 8)
+    model(ids(2, 5), cache=cache)
+    with pytest.raises(ValueError, match="^" + re.escape(field) + ": got"):
+        call(model, cache)
+    model(ids(2, 3), cache=cache)  # nothing has happened to it, and it can be filled to the end
+    assert cache.n_tokens == 8
+
+
+@both
+def test_cache_is_one_tensor_of_the_promised_size(kind):
+    """A cache that grows by copying, or that holds the RoPE key once per head (flaw 15)."""
+    model = make(attention_type=kind, recurrent_layers=2)
+    cache = model.new_cache(2, 12, n_loops=3)
+    (tensor,) = [v for v in vars(cache).values() if isinstance(v, torch.Tensor)]
+    pointer, row = tensor.data_ptr(), 2 * 2 * 8 if kind == "gqa" else 32 + 4
+    for _ in range(12):
+        model(ids(2, 1), n_loops=3, cache=cache)
+    assert cache.rows.data_ptr() == pointer and (tensor != 0).any(dim=-1).all()
+    assert tensor.numel() == 2 * 12 * row * (1 + 3 * 2 + 1)
+    assert tensor.numel() == 2 * 12 * model.kv_bytes_per_token(3, bytes_per_number=1)
+
+
+@both
+def test_no_square_mask_on_the_causal_path(kind, monkeypatch):
+    """A T×T mask: 1,863 GiB at a million tokens (flaw 16)."""
+    model, calls = make(attention_type=kind), spy(monkeypatch, F, "scaled_dot_product_attention")
+    model(ids(2, 9), ids(2, 9))[1].backward()
+    model(ids(2, 9), halt_threshold=0.1)
+    model.generate(ids(2, 9), 3)
+    assert len(calls) > 9 and all(kwargs["attn_mask"] is None for _, kwargs in calls)
+
+
+# ---- generate ----
+
+
+@both
+@with_and_without_halting
+def test_greedy_is_argmax_of_one_pass(kind, halted):
+    """A cached or halted decoder with another answer; a crash at temperature 0 (flaw 18)."""
+    model, tokens = make(3, attention_type=kind), ids(2, 5)
+    how = dict(n_loops=5, halt_threshold=clear_threshold(model, ids(2, 13), 5) if halted else None)
+    out, prompt = model.generate(tokens, 8, temperature=0, **how), tokens
+    for _ in range(8):
+        new = model(tokens, **how)[0][:, -1].argmax(dim=-1, keepdim=True)
+        tokens = torch.cat([tokens, new], dim=1)
+    assert torch.equal(out, tokens)
+    assert torch.equal(model.generate(prompt, 8, top_k=1, **how), out)
+    assert torch.equal(model.generate(prompt, 0, **how), prompt)
+    assert model.generate(prompt.int(), 1, **how).dtype == torch.int32
+
+
+@pytest.mark.parametrize(
+    "how, kept, power",
+    [
+        (dict(), 4, 1), (dict(temperature=0.5), 4, 2), (dict(top_k=2), 2, 1),
+        (dict(top_k=99), 4, 1), (dict(top_p=0.4), 1, 1), (dict(top_p=0.55), 2, 1),
+        (dict(top_p=0.85), 3, 1), (dict(top_p=1.0), 4, 1), (dict(top_k=2, top_p=0.6), 1, 1),
+        (dict(top_p=0.75, temperature=0.5), 2, 2),
+    ],
+)  # fmt: skip
+def test_sample_keeps_the_right_ids(how, kept, power):
+    """A nucleus one id off, top_k past the vocabulary, temperature upside down (flaw 18)."""
+    p, order, n = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([2, 0, 3, 1]), 20_000
+    logits = torch.empty(4).scatter(0, order, p.log() + 7)  # id order[i] has probability p[i]
+    drawn = sample(logits.expand(n, 4), **how, generator=seeded())
+    share = torch.bincount(drawn.flatten(), minlength=4)[order] / n
+    p = (p**power)[:kept] / (p**power)[:kept].sum()
+    assert drawn.shape == (n, 1) and share[kept:].sum() == 0
+    assert_close(share[:kept], p, atol=5 * 0.5 / n**0.5, rtol=0)  # five standard errors
+
+
+def test_eos_stops_and_pads():
+    """No stop, a row that goes on after its end, or one whose end changes the others (flaw 18)."""
+    model, prompt = make(vocab_size=6), torch.randint(6, (3, 4))
+    new = model.generate(prompt, 10, generator=seeded())[:, 4:].tolist()
+    lengths = set()
+    for eos in range(6):
+        out = model.generate(prompt, 10, eos_token=eos, generator=seeded())
+        ends = [[*row, eos].index(eos) + 1 for row in new]  # 11: not within the 10
+        T = min(max(ends), 10)
+        want = [(row[:end] + [eos] * 10)[:T] for row, end in zip(new, ends, strict=True)]
+        assert out[:, 4:].tolist() == want
+        lengths |= {*ends, T}
+    assert len(lengths) > 3 and min(lengths) < 10
+
+
+def test_same_seed_same_text():
+    """Sampling that ignores its generator, or that draws from the global one."""
+    model, prompt = make(), ids(2, 4)
+    first, state = model.generate(prompt, 8, generator=seeded()), torch.get_rng_state()
+    assert torch.equal(model.generate(prompt, 8, generator=seeded()), first)
+    assert not torch.equal(model.generate(prompt, 8, generator=seeded(1)), first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_mode_is_restored(monkeypatch):
+    """Generating in training mode, or leaving another mode behind, even on an error (flaw 18)."""
+    model, modes = make().train(), []
+    model.recurrent[0].register_forward_pre_hook(lambda m, args: modes.append(m.training))
+    for call in (lambda: model.generate(ids(1, 3), 2), lambda: model.diagnostics(ids(1, 3))):
+        call()
+        assert model.training and modes and not any(modes)
+        with monkeypatch.context() as broken, pytest.raises(TypeError):
+            broken.setattr(model, "run_coda", None)
+            call()
+        assert model.training and model.recurrent[0].training
+    model.eval().generate(ids(1, 3), 1)
+    assert not model.training
+
+
+# ---- looking inside ----
+
+
+@both
+@with_and_without_halting
+def test_diagnostics(kind, halted):
+    """A report about another computation than forward's, or one that changes the model."""
+    model, tokens, n_loops = make(attention_type=kind, recurrent_layers=2), ids(2, 6), 5
+    threshold = clear_threshold(model, tokens, n_loops, 0.7) if halted else None
+    seen = model.train().diagnostics(tokens, n_loops=n_loops, halt_threshold=threshold)
+    assert model.training and not any(m._forward_pre_hooks for m in model.modules())
+    used, L = seen["loops_used"], seen["loops_used"].max().item()
+    assert {name: tuple(x.shape) for name, x in seen.items()} == dict(
+        state_norm=(L, 2, 6), change=(L, 2, 6), logits=(L, 2, 6, 37), expert_load=(L, 2, 4),
+        loops_used=(2, 6),
+    )  # fmt: skip
+    last, _ = model(tokens, n_loops=n_loops, halt_threshold=threshold)
+    assert_close(seen["logits"][-1], last)
+    assert torch.equal((seen["change"] > 0).sum(dim=0), used)
+    assert torch.equal(seen["expert_load"].sum(dim=0), model.update_router_bias(0.0))
+    if halted:
+        last_change = seen["change"].gather(0, used[None] - 1)[0]
+        assert used.min() < L and ((last_change < threshold) | (used == n_loops)).all()
+        return
+    e, place = model.run_prelude(tokens)
+    h = torch.zeros_like(e)
+    for t in range(n_loops):
+        old, h = h, model.step(h, e, place)
+        assert_close(seen["state_norm"][t], h.norm(dim=-1))
+        assert_close(seen["change"][t], (h - old).norm(dim=-1) / h.norm(dim=-1))
+        assert_close(seen["logits"][t], model(tokens, n_loops=t + 1)[0])
+
+
+@both
+@pytest.mark.parametrize("n_loops", [0, 3])
+def test_loop_gain_is_the_jacobians_spectral_radius(kind, n_loops):
+    """rho(A) sold as the stability of the loop (flaw 5); a power iteration on something else."""
+    model = make(1, d_model=16, n_heads=2, n_kv_heads=1, attention_type=kind)
+    tokens = ids(1, 3)
+    e, place = model.run_prelude(tokens)
+    h = model.run_loop(e, place, n_loops)[0].detach() if n_loops > 0 else torch.zeros_like(e)
+    jacobian = torch.autograd.functional.jacobian(lambda h: model.step(h, e, place), h)
+    want = torch.linalg.eigvals(jacobian.view(48, 48)).abs().max().item()
+    gain = model.loop_gain(tokens, n_loops=n_loops, iterations=300, generator=seeded())
+    assert abs(gain / want - 1) < 0.03 and abs(gain - model.spectral_radius()) > 0.1
+    assert gain == model.loop_gain(tokens, n_loops=n_loops, iterations=300, generator=seeded())
+
+
+def test_loop_gain_without_block_is_rho():
+    """A gain that is not in the units of rho(A), off by a factor or a square."""
+    model = make()
+    model.loop_norm.weight.data.zero_()  # R = 0
+    assert abs(model.loop_gain(ids(1, 4)) / model.state_update.A().max().item() - 1) < 0.01
+
+
+# ---- config and bad calls ----
+
+BAD_FIELDS = dict(
+    attention_type=("mal", None), vocab_size=(0,), d_model=(32.0,), n_heads=(True, None, 3, 0),
+    n_kv_heads=(3, 0), head_dim=(6, 0), d_ff=(-1,), max_seq_len=("64",), prelude_layers=(-1,),
+    recurrent_layers=(None,), coda_layers=(True,), max_loop_iters=(1.5,), num_experts=(-1,),
+    num_experts_per_token=(5, 0), num_shared_experts=(-1,), d_expert=(12,), kv_lora_rank=(0,),
+    q_lora_rank=(0,), spectral_radius_target=(1, 1.5, 0.0, True, math.nan, "0.9"),
+    rope_theta=(math.inf, None, 0), norm_eps=(-1e-6, "0"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "field, fields",
+    [(field, {field: bad}) for field, bads in BAD_FIELDS.items() for bad in bads]
+    + [("head_dim", dict(head_dim=7, attention_type="gqa"))]
+    + [("d_model", dict(d_model=36, head_dim=8))],
+    ids=str,
+)
+def test_bad_config_is_refused(field, fields):
+    """A typo that means another attention; widths that fail late or never (flaw 17)."""
+    expected = "'mla' or 'gqa'" if field == "attention_type" else "."
+    with pytest.raises(ValueError, match=f"^{field}: got {fields[field]!r}, expected .*{expected}"):
+        MythosConfig(**(SMALL | fields))
+
+
+def test_config_is_frozen_and_never_rewritten():
+    """A width filled in at construction goes stale when another field is replaced."""
+    config = MythosConfig(d_model=64)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.d_model = 32
+    mla, gqa = RecurrentDepthTransformer(config), RecurrentDepthTransformer(d_model=64)
+    assert mla.config == gqa.config == config and config.head_dim is None
+    assert dataclasses.replace(config, d_model=128).widths().head_dim == 32
+    gqa = RecurrentDepthTransformer(config, attention_type="gqa")
+    assert gqa.config == dataclasses.replace(config, attention_type="gqa")
+    assert type(gqa.recurrent[0].attention) is GQA and type(mla.recurrent[0].attention) is MLA
+
+
+def test_every_field_is_used():
+    """An option that is accepted and ignored (flaw 22)."""
+    tokens, base, tried = ids(1, 6), make(), {"max_seq_len", "n_kv_heads"}
+    for name, value in dict(
+        rope_theta=10.0, norm_eps=1.0, spectral_radius_target=0.5, max_loop_iters=5,
+        num_experts_per_token=1, attention_type="gqa", n_heads=2, d_ff=40, d_expert=24,
+        num_shared_experts=2, num_experts=5, head_dim=12, vocab_size=9, d_model=48, kv_lora_rank=9,
+        q_lora_rank=9, prelude_layers=2, recurrent_layers=2, coda_layers=2,
+    ).items():  # fmt: skip
+        other = make(**{name: value})
+        resized = other.num_params() != base.num_params()
+        assert resized or not torch.allclose(other(tokens)[0], base(tokens)[0], atol=1e-3), name
+        tried.add(name)
+    assert tried == {field.name for field in dataclasses.fields(MythosConfig)}
+    gqa = [make(attention_type="gqa", n_kv_heads=G).num_params() for G in (1, None, 2)]
+    assert gqa[0] == gqa[1] < gqa[2]
+
+
+X = torch.ones(1, 4, dtype=torch.int64)
+NaN, inf = math.nan, math.inf
+BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by name
+    (lambda m, **bad: m(X, **bad), dict(
+        n_loops=(-1, 1.0, True, "2"), grad_loops=(0, -1, 1.5, True),
+        halt_threshold=(-0.1, NaN, inf), targets=(X.float(), X * -100),
+    )),
+    (lambda m, max_new_tokens=1, **bad: m.generate(X, max_new_tokens, **bad), dict(
+        n_loops=(-1, 2.0), halt_threshold=(-1,), temperature=(-1, inf, NaN), top_k=(0, 2.0),
+        top_p=(0, 1.5, NaN), eos_token=(37, -1, 1.0), max_new_tokens=(-1, 1.5),
+    )),
+    (lambda m, tokens: m(tokens), dict(tokens=(X.float(), [[1, 2]]))),
+    (lambda m, batch_size=1, length=4: m.new_cache(batch_size, length), dict(
+        batch_size=(0, True), length=(0, 4.0, 49),
+    )),
+    (lambda m, **bad: m.diagnostics(X, **bad), dict(n_loops=(0, -1))),
+    (lambda m, **bad: m.loop_gain(X, **bad), dict(n_loops=(-1,), iterations=(1, 2.5))),
+    (lambda m, n_loops: m.flops_per_token(n_loops), dict(n_loops=(-1,))),
+    (lambda m, n_loops: make(recurrent_layers=0)(X, n_loops=n_loops), dict(n_loops=(1,))),
+    (lambda m, cache: m.run_loop(*m.run_prelude(X), 2, None, 0.1, cache), dict(cache=(None,))),
+    (lambda m, config: RecurrentDepthTransformer(config), dict(config=(SMALL,))),
+]  # fmt: skip
+BAD_TENSORS = [
+    *[("tokens ids", lambda m, i=i: m(X * i)) for i in (37, -1)],
+    *[("tokens.shape", lambda m, x=x: m(x)) for x in (X[:, :0], X[:0], X[0])],
+    ("tokens.shape[1]", lambda m: m(X.repeat(1, 13))),
+    ("tokens.device", lambda m: m(X.to("meta"))),
+    ("targets.shape", lambda m: m(X, X[:, 1:])),
+    *[("targets ids", lambda m, i=i: m(X, X * i)) for i in (37, -1)],
+    ("tokens + max_new_tokens", lambda m: m.generate(X, 45)),
+    ("tokens ids", lambda m: m.diagnostics(X * 37)),
+]
+
+
+@pytest.mark.parametrize(
+    "field, call",
+    [(k, functools.partial(f, **{k: v})) for f, bad in BAD_CALLS for k in bad for v in bad[k]]
+    + BAD_TENSORS,
+)
+def test_bad_call_is_refused(field, call):
+    """A mistake of the caller that crashes deep inside, or is silently taken for something else."""
+    with pytest.raises(ValueError, match="^" + re.escape(field) + ": got (.|\n)*, expected "):
+        call(make())
+
+
+# ---- precision, copies, checkpoints ----
+
+
+@both
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16(kind, autocast):
+    """fp32 numbers that meet bf16 layers crash outside autocast, bf16 ones inside (flaw 8)."""
+    model, tokens = make(attention_type=kind, num_experts_per_token=4), ids(2, 8)
+    want, want_loss = model(tokens, tokens)
+    model = model.train() if autocast else model.train().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits, loss = model(tokens, tokens)
+        assert model.generate(tokens, 3, halt_threshold=0.2).shape == (2, 11)
+    assert logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
+    assert (logits.float() - want).norm() < 0.03 * want.norm() and abs(loss - want_loss) < 0.05
+    loss.backward()
+    for name, p in model.named_parameters():
+        assert p.grad.isfinite().all() and p.grad.abs().sum() > 0, name
+    assert model.update_router_bias().sum() == 2 * 8 * 3 * 4 and 0 < model.loop_gain(tokens) < 10
+
+
+def test_copies_are_independent():
+    """A function stored on a module makes deepcopy share its weights (flaw 24)."""
+    model, tokens = make(), ids(1, 6)
+    want, other = model(tokens)[0], copy.deepcopy(model)
+    for p in model.parameters():
+        p.data.zero_()
+    assert torch.equal(other(tokens)[0], want) and not torch.equal(model(tokens)[0], want)
+    for module in other.modules():
+        assert not any(isinstance(v, types.FunctionType) for v in vars(module).values())
+
+
+def test_checkpoint_round_trip():
+    """A pickled config fails the default torch.load (24); a table lost in to_empty (flaw 7)."""
+    model, tokens, file = make(), ids(1, 6), io.BytesIO()
+    torch.save(dict(config=dataclasses.asdict(model.config), model=model.state_dict()), file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    with torch.device("meta"):
+        other = RecurrentDepthTransformer(MythosConfig(**loaded["config"]))
+    other.to_empty(device="cpu").init_weights()
+    assert other(tokens)[0].isfinite().all()
+    other.load_state_dict(loaded["model"])
+    assert torch.equal(other(tokens)[0], model(tokens)[0])
+    with torch.device("meta"):  # shapes alone, without looking at ids
+        assert make(num_experts=0)(tokens.to("meta"))[0].shape == (1, 6, 37)
+
+
+@both
+def test_initialisation_table(kind):
+    """An initialisation from a wrong width, or a rule that misses or mistakes a name (flaw 21)."""
+    model = make(fresh=True, d_model=64, d_ff=80, d_expert=24, attention_type=kind, q_lora_rank=24)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.fill_(7)
+    model.init_weights()  # must reset everything
+    inputs = {"embed": None, "head": None}
+    for name, m in model.named_modules():
+        if isinstance(m, nn.Linear) and name != "head":
+            inputs[name] = m.in_features
+        if isinstance(m, MixtureOfExperts):
+            inputs |= {f"{name}.gate_proj": 64, f"{name}.up_proj": 64, f"{name}.down_proj": 24}
+    roles = "(embed|head|router|(q|k|v|kv_down|kv_up|out|gate|up|down)_proj)"
+    for name, p in model.named_parameters():
+        name = name.removesuffix(".weight")
+        if p.dim() > 1:
+            n = inputs.pop(name)
+            std, sigma = 0.8 / n**0.5 if n else 0.02, p.numel() ** -0.5
+            assert re.fullmatch(rf"(.*\.)?{roles}(\.[02])?", name), name
+            assert abs(p.std().item() / std - 1) < 5 * sigma / 2**0.5, name  # standard errors
+            assert abs(p.mean().item()) < 5 * sigma * std, name
+        elif name != "state_update.a":
+            assert (p == (0.5 if name == "state_update.b" else 1.0)).all(), name
+    assert not inputs and all((buffer == 0).all() for buffer in model.buffers())
+    assert_close(model.state_update.A(), torch.full((64,), 0.475), atol=0.002, rtol=0)
+
+
+# ---- sizes ----
+
+SIZES = ("1B", "3B", "7B", "10B", "50B", "70B", "100B", "500B", "1T")
+
+
+@functools.cache
+def named(name):
+    with torch.device("meta"):
+        return RecurrentDepthTransformer(get_model_config(name))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_named_size(name):
+    """A name that is true for a placeholder vocabulary only; shared experts dominate (flaw 19)."""
+    model, c = named(name), get_model_config(name)
+    want = float(name[:-1]) * (1e12 if name.endswith("T") else 1e9)
+    assert abs(model.num_params() / want - 1) < 0.01 and c.vocab_size >= 65_536
+    shared = sum(p.numel() for key, p in model.named_parameters() if ".shared." in key)
+    routed = c.recurrent_layers * c.num_experts_per_token * 3 * c.d_model * c.d_expert
+    assert 0 < shared < routed / 3 and shared < model.num_params(active=True) / 5
+    gqa = dataclasses.replace(c, attention_type="gqa")
+    assert 3.5 < gqa.row_width() / c.row_width() < 3.8  # flaw 15: cache numbers per token
+
+
+def test_sizes_grow_and_names_are_forgiving():
+    """Loops, experts or context that do not grow with size; a name with only one spelling."""
+    configs = [get_model_config(name) for name in SIZES]
+    for field in ("max_loop_iters", "num_experts", "max_seq_len"):
+        numbers = [getattr(c, field) for c in configs]
+        assert numbers == sorted(numbers) and numbers[0] < numbers[-1]
+    assert (configs[0].max_loop_iters, configs[-1].max_loop_iters) == (8, 32)
+    assert configs[SIZES.index("70B")].max_seq_len == 32_768
+    assert get_model_config("1t") == configs[-1] and get_model_config("TINY").d_model <= 128
+    for wrong in ("8B", "", None, 7):
+        with pytest.raises(ValueError, match="^name: got .*" + ".*".join(("tiny", *SIZES))):
+            get_model_config(wrong)
+
+
+def test_counts_agree_with_deepseek_v3():
+    """Counting all experts as active, the router's bias not at all, or a cache row per head."""
+    with torch.device("meta"):
+        model = RecurrentDepthTransformer(
+            vocab_size=129_280, d_model=7168, n_heads=128, head_dim=128, q_lora_rank=1536,
+            kv_lora_rank=512, d_ff=18_432, prelude_layers=3, recurrent_layers=58, coda_layers=0,
+            max_loop_iters=1, num_experts=256, num_experts_per_token=8, d_expert=2048,
+        )  # fmt: skip
+    extra = 5 * 7168  # what DeepSeek-V3 has no use for: A, B, and the norms of e, h + e and h
+    assert model.num_params() - extra == 671_026_419_200
+    assert model.num_params(active=True) - extra == 37_552_297_472
+    assert model.executed_params() == model.num_params(active=True)
+    assert model.kv_bytes_per_token(bytes_per_number=1) == 61 * 576 == 35_136
+
+
+@pytest.mark.parametrize("n_loops", [0, 1, 5])
+def test_flops_by_hand(n_loops):
+    """Loops counted once, all experts, the embedding's lookup, or attention of a wrong width."""
+    gqa = 2 * 32 * 32 + 2 * 32 * 16  # q and out; k and v
+    dense = gqa + 3 * 32 * 48 + 2 * 32
+    moe = gqa + 32 * 4 + 4 + (2 + 1) * 3 * 32 * 16 + 2 * 32  # router, bias, experts, norms
+    run = 2 * dense + 3 * 32 + 32 * 37 + n_loops * (2 * moe + 3 * 32)  # norms, head; norm, A, B
+    model, mla = make(attention_type="gqa", recurrent_layers=2), make(recurrent_layers=2)
+    assert model.executed_params(n_loops) == 37 * 32 + run
+    heads = (2 + 2 * n_loops) * 4  # each scores 100 keys and adds up 100 values
+    assert model.flops_per_token(n_loops, context=100) == 2 * run + 2 * heads * (8 + 8) * 100
+    scores = mla.flops_per_token(n_loops, context=100) - mla.flops_per_token(n_loops)
+    assert scores == 2 * heads * (8 + 4 + 8) * 100
+    assert mla.kv_bytes_per_token(n_loops) == 2 * (2 + 2 * n_loops) * (32 + 4)
+
+
+def test_size_table_fits(capsys):
+    """A size missing from the table of `python mythos.py`, or a line wider than 120 columns."""
+    mythos.print_sizes()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= 120
+    for name in ("tiny", *SIZES):
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        c = get_model_config(name)
+        layers = f"{c.prelude_layers}+{c.recurrent_layers}×{c.max_loop_iters}+{c.coda_layers}"
+        assert layers in line and f"{named(name).kv_bytes_per_token():,}" in line
+
+
+# ---- the file itself ----
+
+SOURCE = Path(mythos.__file__).read_text(encoding="utf-8")
+PLACE = (*rope_angles(torch.arange(5), 8), None)
+ATTENTION = dict(d_model=16, n_heads=4, n_kv_heads=2, head_dim=8)
+LATENT = dict(kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, q_lora_rank=8)
+ROUTED = dict(num_experts=4, num_experts_per_token=2, num_shared_experts=1)
+PARTS = [
+    ("SwiGLU", dict(d_model=16, d_hidden=24), ()),
+    ("GroupedQueryAttention", ATTENTION, (PLACE,)),
+    ("MultiHeadLatentAttention", dict(d_model=16, n_heads=2, **LATENT), (PLACE,)),
+    ("MixtureOfExperts", dict(d_model=16, d_expert=8, **ROUTED), ()),
+    ("Block", dict(d_model=16, attention=GQA(**ATTENTION), ffn=SwiGLU(16, 8)), (PLACE,)),
+    ("StateUpdate", dict(d_model=16), (torch.ones(2, 5, 16), torch.ones(2, 5, 16))),
+]
+
+
+@pytest.mark.parametrize("name, numbers, more", PARTS)
+def test_part_can_be_lifted_out(name, numbers, more):
+    """A part that needs more of the file than its docstring says cannot be copied."""
+    nodes = {node.name: node for node in ast.parse(SOURCE).body if hasattr(node, "name")}
+    helpers = re.search(r"Copy it together with ([^.]*)\.", ast.get_docstring(nodes[name]))
+    helpers = re.findall(r"`(\w+)`", helpers[1]) if helpers else []
+    code = "from __future__ import annotations\nimport torch, torch.nn.functional as F\n"
+    code += "from torch import Tensor, nn\n"
+    code += "\n".join(ast.get_source_segment(SOURCE, nodes[part]) for part in (*helpers, name))
+    alone, x = {}, torch.randn(2, 5, 16)
+    exec(code, alone)
+    part, lifted = getattr(mythos, name)(**numbers), alone[name](**numbers)
+    lifted.load_state_dict(part.state_dict())
+    out = lifted(x, *more)
+    out.square().sum().backward()
+    assert_close(out, part(x, *more))
+
+
+def test_import_is_quiet_and_light():
+    """A print, a package or a global setting from the import; `import *` that fails (flaw 20)."""
+    code = """if True:
+        import sys, torch
+        get = lambda: (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
+                       torch.initial_seed(), torch.get_float32_matmul_precision())
+        before, settings = set(sys.modules), get()
+        from mythos import *
+        new = {name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
+        print(sorted(new - {"torch"}), get() == settings, RecurrentDepthTransformer.__name__)"""
+    command, folder = [sys.executable, "-c", code], Path(mythos.__file__).parent
+    run = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert (run.stdout, run.stderr) == ("['mythos'] True RecurrentDepthTransformer\n", "")
+
+
+# ------------------------------------------------------------------------------------------------
+# The trainer
+# ------------------------------------------------------------------------------------------------
+
+
+def walk(successor, node, hops):
+    """Plain pointer chasing, one query at a time: the reference for Chains."""
+    for _ in range(hops):
+        node = successor[node]
+    return node
+
+
+def edges_of(tokens, n):
+    edges = [divmod(token - n, n) for token in tokens[:n]]
+    assert len(dict(edges)) == n, "each node has exactly one edge out"
+    return dict(edges)
+
+
+@pytest.mark.parametrize("frontier", [1, 3, 12])
+def test_chains_batch_asks_what_it_says(frontier):
+    """Catches an answer one hop off, an edge scored as something else than where it points, and the
+    mistake that would void the experiment: a training answer more than 5 hops away."""
+    task, rng = train_tiny.Chains(), torch.Generator().manual_seed(0)
+    task.frontier, n, seen = frontier, task.n_nodes, set()
+    for _ in range(8):
+        tokens, targets, n_loops = task.batch(rng)
+        seen.add(n_loops)
+        assert sorted(tokens[0, n:].tolist()) == [*range(n)]
+        for row, wanted in zip(tokens[:4].tolist(), targets[:4].tolist(), strict=True):
+            successor = edges_of(row, n)
+            assert wanted[:n] == [(token - n) % n for token in row[:n]]
+            for query, target in zip(row[n:], wanted[n:], strict=True):
+                answer = walk(successor, query, n_loops)
+                near = answer == walk(successor, query, min(n_loops, 5))
+                assert target == (answer if near else -100)
+    assert max(seen) <= frontier and (frontier == 1 or len(seen) > 1)
+
+
+def test_chains_curriculum_climbs_only_when_mastered():
+    """Catches a curriculum that skips ahead of learning, or runs past the deepest loop count."""
+    task = train_tiny.Chains()
+    for n_loops, loss, expected in [(1, 0.3, 1), (1, 0.1, 2), (1, 0.1, 2), (2, 0.1, 3)]:
+        task.learned(n_loops, loss)
+        assert task.frontier == expected
+    for _ in range(20):
+        task.learned(task.frontier, 0.0)
+    assert task.frontier == task.train_loops
+
+
+def test_chains_test_set_cannot_be_guessed():
+    """Catches decoys that are too few (the end of the only chain can be guessed without hopping),
+    and wrong ends or distances."""
+    task = train_tiny.Chains()
+    assert len(task.decoys) >= 5 and 1 / (1 + len(task.decoys)) <= 0.2
+    assert task.longest + sum(task.decoys) == task.n_nodes
+    tokens, ends, distance = task.test_set()
+    n = task.n_nodes
+    for row, end, hops in zip(tokens[:20].tolist(), ends[:20, 0].tolist(), distance, strict=False):
+        successor = edges_of(row, n)
+        assert sum(node == following for node, following in successor.items()) == 6
+        for query, k in zip(row[n:], hops.tolist(), strict=True):
+            if k >= 0:
+                assert walk(successor, query, k) == end
+                assert k == 0 or walk(successor, query, k - 1) != end
+        assert sorted(hops.tolist()) == [-1] * (n - 11) + [*range(11)]
+
+
+def oracle(best_hops, halts):
+    """A stand-in for logits_per_loop that hops perfectly, but never further than best_hops."""
+
+    def answer(model, tokens, loops, halt_threshold=None):
+        n = train_tiny.Chains.n_nodes
+        logits = {L: torch.zeros(*tokens.shape, n) for L in loops}
+        for b, row in enumerate(tokens.tolist()):
+            successor = edges_of(row, n)
+            for t, query in enumerate(row[n:], start=n):
+                for L in loops:
+                    stop = 1 if halt_threshold and not halts else L
+                    logits[L][b, t, walk(successor, query, min(stop, best_hops))] = 1.0
+        return logits, torch.full(tokens.shape, 7)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "best_hops, halts, verdict",
+    [
+        (99, True, [True] * 4),
+        (5, True, [True, False, True, True]),
+        (99, False, [True] * 3 + [False]),
+    ],
+)
+def test_chains_report_passes_the_right_and_fails_the_wrong(
+    best_hops, halts, verdict, monkeypatch, capsys
+):
+    """Catches a verdict that passes a model which cannot go beyond its training, or whose halting
+    stops too early; and one that fails a perfect model."""
+    task = train_tiny.Chains()
+    task.test_size = 12
+    monkeypatch.setattr(train_tiny, "logits_per_loop", oracle(best_hops, halts))
+    results = task.report(tiny_model())
+    got = [g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]]
+    assert got == verdict
+    assert results["accuracy"][4][:6] == [1, 1, 1, 1, 1, 0], "4 loops reach 4 hops, not 5"
+    assert "would score 17%" in capsys.readouterr().out
+
+
+def tiny_model():
+    torch.manual_seed(0)
+    config = dataclasses.replace(
+        get_model_config("tiny"), d_model=32, n_heads=2, d_expert=16, num_experts=4
+    )
+    return RecurrentDepthTransformer(config).eval()
+
+
+@pytest.mark.parametrize("threshold", [None, 0.4])
+def test_logits_per_loop_equal_forward(threshold):
+    """Catches a table whose row L is not what the model answers when asked for L loops."""
+    model, tokens = tiny_model(), torch.randint(420, (2, 9))
+    loops = [1, 3, 6] if threshold is None else [6]
+    logits, used = train_tiny.logits_per_loop(model, tokens, loops, threshold)
+    for L in loops:
+        wanted, _ = model(tokens, n_loops=L, halt_threshold=threshold)
+        torch.testing.assert_close(logits[L], wanted, rtol=1e-5, atol=1e-5)
+    assert (used == 6).all() if threshold is None else used.min() < 6
+
+
+def test_optimizers_cover_every_parameter_once_and_decay_no_vector():
+    """Catches a parameter that is never updated, and weight decay on A, B or a norm."""
+    model = tiny_model()
+    optimizers = train_tiny.make_optimizers(model, prelude_lr=0.05)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert len(ids) == len(set(ids)) and set(ids) == {id(p) for p in model.parameters()}
+    assert all(p.dim() > 1 or g["weight_decay"] == 0 for g in groups for p in g["params"])
+    prelude = {id(p) for p in model.prelude.parameters() if p.dim() == 2}
+    for group in optimizers[0].param_groups:
+        slow = {id(p) in prelude for p in group["params"]}
+        assert len(slow) == 1 and math.isclose(group["lr"], 6e-3 * (0.05 if slow == {True} else 1))
+
+
+def test_schedule_warms_up_and_decays():
+    """Catches a first step at full rate, and a rate that reaches zero before the end."""
+    rates = [train_tiny.schedule(step, 600) for step in range(600)]
+    assert rates[0] < 0.03 and max(rates) > 0.9 and rates.index(max(rates)) == 49
+    assert 0.05 < rates[-1] < 0.06 and all(
+        a > b for a, b in zip(rates[49:], rates[50:], strict=False)
+    )
+
+
+def test_prepared_prelude_is_the_identity():
+    """Catches a prelude that can do the first hop before the loop has learned to."""
+    model, tokens = tiny_model(), torch.randint(420, (1, 6))
+    train_tiny.Chains().prepare(model)
+    e, _ = model.run_prelude(tokens)
+    torch.testing.assert_close(e, model.input_norm(model.embed(tokens)))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Both tasks shrunk to what a test can train."""
+    tiny = dict(d_model=32, n_heads=2, num_experts=4)
+    for task in (train_tiny.Chains, train_tiny.Text):
+        full = task.config
+        monkeypatch.setattr(
+            task, "config", lambda self, a, f=full: dataclasses.replace(f(self, a), **tiny)
+        )
+        monkeypatch.setattr(task, "batch_size", 4)
+    monkeypatch.setattr(train_tiny.Chains, "test_size", 4)
+    monkeypatch.setattr(train_tiny.Text, "context", 32)
+    monkeypatch.setattr(train_tiny.Text, "mean_loops", 2)
+    monkeypatch.setattr(train_tiny.Text, "test_loops", (1, 2, 4))
+
+
+@pytest.mark.parametrize("attention", ["mla", "gqa"])
+def test_command_line_chains(attention, small, tmp_path, capsys):
+    """Catches flags that are ignored, and a run that loses its checkpoint, numbers or picture."""
+    flags = ["--steps", "2", "--out", str(tmp_path / "new" / "folder"), "--device", "cpu"]
+    assert train_tiny.main([*flags, "--attention", attention, "--seed", "7"]) == 1
+    stem = tmp_path / "new" / "folder" / f"chains-{attention}-seed7"
+    numbers = json.loads(stem.with_suffix(".json").read_text())
+    assert (numbers["seed"], numbers["steps"], numbers["attention"]) == (7, 2, attention)
+    assert numbers["passed"] is False and len(numbers["checks"]) == 4
+    assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    saved = train_tiny.load_checkpoint(stem.with_suffix(".pt"))
+    assert saved["step"] == 2 and saved["run"]["config"]["attention_type"] == attention
+    out = capsys.readouterr().out
+    assert "rho(A) 0.4" in out and "s left" in out and out.endswith("FAIL\n")
+
+
+def test_command_line_text_learns_and_is_scored_in_bits(small, tmp_path, capsys):
+    """Catches bits per byte with a wrong base or count: text of period 4 soon costs less than half of the
+    8 bits of an untrained guess; and --data, whether file or folder, that is not read."""
+    (tmp_path / "data").mkdir()
+    for name in "abc":
+        (tmp_path / "data" / name).write_bytes(b"abcd" * 400)
+    flags = ["--task", "text", "--out", str(tmp_path), "--steps"]
+    assert train_tiny.main([*flags, "40", "--data", str(tmp_path / "data")]) in (0, 1)
+    numbers = json.loads((tmp_path / "text-mla-seed0.json").read_text())
+    assert max(numbers["bits_per_byte"].values()) < 4
+    whole = numbers["compressors"]["zlib -9, whole files"]
+    assert whole == 8 * len(zlib.compress(b"abcd" * 400, 9)) / 1600
+    assert numbers["sample"].startswith("def ") and "lzma" in capsys.readouterr().out
+    assert train_tiny.main([*flags, "1", "--data", str(tmp_path / "data" / "a")]) in (0, 1)
+
+
+def test_text_of_an_untrained_uniform_model_costs_eight_bits(small, tmp_path):
+    """Catches nats called bits, and a mean over the wrong number of bytes."""
+    (tmp_path / "a").write_bytes(bytes(range(256)) * 20)
+    task = train_tiny.Text(tmp_path / "a")
+    model = RecurrentDepthTransformer(task.config("gqa")).eval()
+    model.head.weight.data.zero_()
+    bits = task.report(model)["bits_per_byte"]
+    assert all(math.isclose(b, 8.0, rel_tol=1e-5) for b in bits.values())
+
+
+def test_text_default_is_the_standard_library_with_whole_files_held_out():
+    """Catches held-out bytes that were also trained on, and a task that needs a download."""
+    task = train_tiny.Text()
+    train = bytes(task.train_data.numpy())
+    assert len(train) > 5_000_000 and len(task.test) >= task.test_bytes
+    assert task.test[5_000:6_000] not in train and b"import" in task.test
+    tokens, targets, n_loops = task.batch(torch.Generator().manual_seed(0))
+    assert torch.equal(tokens[:, 1:], targets[:, :-1]) and 1 <= n_loops <= task.most_loops
+
+
+def test_resumed_run_ends_bit_identical(small, tmp_path, monkeypatch, capsys):
+    """Catches anything that a checkpoint forgets: optimizer, generator, curriculum, router bias."""
+    steps = []
+
+    def learned(self, n_loops, loss):
+        self.frontier = min(self.frontier + 1, 12)  # climb, so that the curriculum's state matters
+        steps.append(n_loops)
+        if len(steps) == 9:
+            os.kill(os.getpid(), signal.SIGINT)  # what Ctrl-C sends
+
+    monkeypatch.setattr(train_tiny.Chains, "learned", learned)
+    flags = ["--steps", "6", "--out"]
+    assert train_tiny.main([*flags, str(tmp_path / "straight")]) == 1
+    assert train_tiny.main([*flags, str(tmp_path / "cut")]) == 130
+    assert "--resume continues" in capsys.readouterr().out and len(steps) == 9
+    assert train_tiny.main([*flags, str(tmp_path / "cut"), "--resume"]) == 1
+    assert steps[:6] == steps[6:]
+    ends = [tmp_path / name / "chains-mla-seed0.pt" for name in ("straight", "cut")]
+    straight, cut = (train_tiny.load_checkpoint(path) for path in ends)
+    assert straight["frontier"] == cut["frontier"] == 7 and straight["step"] == cut["step"] == 6
+    for name, value in straight["model"].items():
+        assert torch.equal(value, cut["model"][name]), name
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--steps", "0"], "--steps: got 0"),
+        (["--data", "x"], "--data: got 'x', expected --task text"),
+        (["--task", "text", "--data", "no/such/file"], "data: got"),
+        (["--resume"], "resume: got"),
+        (["--device", "abacus"], "--device: got 'abacus'"),
+        (["--attention", "mha"], "invalid choice: 'mha'"),
+        (["--task", "chess"], "invalid choice: 'chess'"),
+        (["--seed", "one"], "invalid int value"),
+    ],
+)
+def test_bad_flags_are_refused(flags, message, tmp_path, capsys):
+    """Catches a flag that is misread silently: each ends in exit code 2 and names itself."""
+    with pytest.raises(SystemExit) as stop:
+        train_tiny.main([*flags, "--out", str(tmp_path)])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_checkpoints_of_another_run_or_program_are_refused(small, tmp_path, capsys):
+    """Catches a resume that mixes two runs, and one that unpickles foreign files."""
+    train_tiny.main(["--steps", "1", "--out", str(tmp_path)])
+    path = tmp_path / "chains-mla-seed0.pt"
+    for content in (None, path.read_bytes()[:5000], b"not a checkpoint"):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(SystemExit):
+            train_tiny.main(["--steps", "2", "--out", str(tmp_path), "--resume"])
+        wanted = "resume, steps: got 2, expected 1" if content is None else "is no checkpoint"
+        assert wanted in capsys.readouterr().err
+
+
+def test_interrupted_write_leaves_the_old_file_whole(tmp_path):
+    """Catches a writer that opens the target itself: a crash then costs the old checkpoint."""
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def crash(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        train_tiny.write_atomically(path, crash)
+    assert path.read_text() == "old"
