@@ -3,8 +3,9 @@
 
 The first part is a model of its own: the same equations for one token, one head and one expert at a
 time, so slow and plain that they can be checked by reading. The rest compares mythos.py with it and
-checks what mythos.py promises; then come the trainer and the README. Each docstring names the mistake that its test catches; "flaw n" is
-the n-th of the 24 flaws that were measured in OpenMythos and its kin.
+checks what mythos.py promises; then come the trainer and the README. Each docstring names the
+mistake that its test catches; "flaw n" is the n-th of the 24 flaws that were measured in OpenMythos
+and its kin.
 """
 
 import ast
@@ -673,6 +674,12 @@ def test_eos_stops_and_pads():
     assert len(lengths) > 3 and min(lengths) < 10
 
 
+def test_tiny_temperature_is_nearly_greedy():
+    """Logits divided by a temperature near 0 overflow to inf, and sampling crashes."""
+    logits = torch.randn(3, 9, generator=seeded())
+    assert torch.equal(sample(logits, 1e-40), logits.argmax(dim=-1, keepdim=True))
+
+
 def test_same_seed_same_text():
     """Sampling that ignores its generator, or that draws from the global one."""
     model, prompt = make(), ids(2, 4)
@@ -750,6 +757,8 @@ def test_loop_gain_without_block_is_rho():
     model = make()
     model.loop_norm.weight.data.zero_()  # R = 0
     assert abs(model.loop_gain(ids(1, 4)) / model.state_update.A().max().item() - 1) < 0.01
+    model.state_update.a.data.fill_(-1e30)  # A = 0, too: the state forgets at once
+    assert model.loop_gain(ids(1, 4), iterations=4) == 0
 
 
 # ---- config and bad calls ----
@@ -814,11 +823,12 @@ NaN, inf = math.nan, math.inf
 BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by name
     (lambda m, **bad: m(X, **bad), dict(
         n_loops=(-1, 1.0, True, "2"), grad_loops=(0, -1, 1.5, True),
-        halt_threshold=(-0.1, NaN, inf), targets=(X.float(), X * -100),
+        halt_threshold=(-0.1, NaN, inf, "0.3", True), targets=(X.float(), X * -100),
     )),
     (lambda m, max_new_tokens=1, **bad: m.generate(X, max_new_tokens, **bad), dict(
-        n_loops=(-1, 2.0), halt_threshold=(-1,), temperature=(-1, inf, NaN), top_k=(0, 2.0),
-        top_p=(0, 1.5, NaN), eos_token=(37, -1, 1.0), max_new_tokens=(-1, 1.5),
+        n_loops=(-1, 2.0), halt_threshold=(-1,), temperature=(-1, inf, NaN, "1", True),
+        top_k=(0, 2.0),
+        top_p=(0, 1.5, NaN, "a"), eos_token=(37, -1, 1.0), max_new_tokens=(-1, 1.5),
     )),
     (lambda m, tokens: m(tokens), dict(tokens=(X.float(), [[1, 2]]))),
     (lambda m, batch_size=1, length=4: m.new_cache(batch_size, length), dict(
@@ -963,9 +973,17 @@ def test_sizes_grow_and_names_are_forgiving():
     assert (configs[0].max_loop_iters, configs[-1].max_loop_iters) == (8, 32)
     assert configs[SIZES.index("70B")].max_seq_len == 32_768
     assert get_model_config("1t") == configs[-1] and get_model_config("TINY").d_model <= 128
-    for wrong in ("8B", "", None, 7):
+    for wrong in ("8B", "", None, 7, []):
         with pytest.raises(ValueError, match="^name: got .*" + ".*".join(("tiny", *SIZES))):
             get_model_config(wrong)
+
+
+def test_a_large_model_runs_on_the_meta_device():
+    """A 7B model that can be built without memory but not called: its shapes stay unknown."""
+    with torch.device("meta"):
+        model = RecurrentDepthTransformer(get_model_config("7B"))
+        logits, loss = model(torch.zeros(1, 3, dtype=torch.int64), n_loops=2)
+    assert logits.shape == (1, 3, 131_072) and logits.is_meta and loss is None
 
 
 def test_counts_agree_with_deepseek_v3():
@@ -1252,8 +1270,8 @@ def test_command_line_chains(attention, small, tmp_path, capsys):
 
 
 def test_command_line_text_learns_and_is_scored_in_bits(small, tmp_path, capsys):
-    """Catches bits per byte with a wrong base or count: text of period 4 soon costs less than half of the
-    8 bits of an untrained guess; and --data, whether file or folder, that is not read."""
+    """Catches bits per byte with a wrong base or count: text of period 4 soon costs less than half
+    of the 8 bits of an untrained guess; and --data, file or folder, that is not read."""
     (tmp_path / "data").mkdir()
     for name in "abc":
         (tmp_path / "data" / name).write_bytes(b"abcd" * 400)
@@ -1356,3 +1374,43 @@ def test_interrupted_write_leaves_the_old_file_whole(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         train_tiny.write_atomically(path, crash)
     assert path.read_text() == "old"
+
+
+# ------------------------------------------------------------------------------------------------
+# README
+# ------------------------------------------------------------------------------------------------
+
+ROOT = Path(train_tiny.__file__).parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_readme_example_prints_what_it_says(capsys):
+    """An import that does not exist, or output that has drifted from the code (flaw 20)."""
+    code, printed = re.search(
+        r"```python\n(.*?)```\s*prints\s*```\n(.*?)```", README, re.S
+    ).groups()
+    exec(code, {})
+    assert capsys.readouterr().out == printed
+
+
+def test_readme_tables_are_the_results_kept():
+    """A number typed by hand, or one that outlived the run it came from."""
+    for path in sorted((ROOT / "experiments" / "results").glob("chains-*.json")):
+        numbers = json.loads(path.read_text())
+        accuracy, halting = numbers["accuracy"]["12"], numbers["halting"]["0.3"]
+        assert numbers["passed"] and numbers["steps"] == train_tiny.Chains.steps
+        cells = [numbers["attention"].upper(), str(numbers["seed"])]
+        cells += [f"{100 * min(accuracy[:6]):.1f}", *(f"{100 * accuracy[k]:.1f}" for k in (8, 10))]
+        cells += [f"{100 * train_tiny.mean(halting['accuracy']):.1f}"]
+        cells += [f"{train_tiny.mean(halting['loops']):.1f}", f"{numbers['seconds']:.0f} s"]
+        assert "| " + " | ".join(cells) + " |" in README, path.name
+
+
+def test_readme_shows_the_pictures_and_files_that_exist():
+    """A broken picture, and commands that name a file which is not there."""
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).is_file(), link
+    for command in re.findall(r"^python3 -m venv.*$", README, re.M):
+        assert (ROOT / "requirements.txt").is_file()
+        assert all((ROOT / name).is_file() for name in re.findall(r"\b\w+\.py\b", command))
+    assert "python -m pytest" in README and "bin/python train_tiny.py\n" in README
