@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Mythos: a Recurrent-Depth Transformer in one readable file.
 
-A language model that loops one block instead of stacking many, so that the same weights can think
-longer about harder input:
+A language model that loops a few blocks instead of stacking many, so that the same weights can
+think longer about harder input:
 
     e        = RMSNorm(Prelude(embed(tokens)))               run once
     h_0      = 0
-    h_{t+1}  = A·h_t + B·e + R(h_t, e)                       run n_loops times, same weights
-    logits   = head(RMSNorm(Coda(RMSNorm(h_T))))             run once
+    h_{t+1}  = A·h_t + B·e + R(h_t, e)                       run L = n_loops times, same weights
+    logits   = head(RMSNorm(Coda(RMSNorm(h_L))))             run once
+
+Prelude, R and Coda are stacks of pre-norm transformer blocks, and R(h, e) = Blocks(RMSNorm(h + e)):
+the state h is the scratch pad, and the input e is offered again in every loop.
 
 Read it top to bottom: config, attention (GQA and MLA), feed-forward (SwiGLU and experts), the
 block, the state update (A and B), the cache, the model, the sizes from 1B to 1T.
@@ -19,12 +22,13 @@ block, the state update (A and B), the cache, the model, the sizes from 1B to 1T
 Not here: training (train_tiny.py), tokenizers, dropout, multi-token prediction, multi-GPU code.
 The architecture is speculation (OpenMythos); not affiliated with or confirmed by Anthropic.
 
-Letters used in equations and shape comments:
+Letters in equations and shape comments (A, B, R, h, e as above; B is also the batch):
     B  batch rows                 D  d_model, width of the residual stream
     T  new tokens in this call    H  query heads          G  key/value heads (GQA)
     N  tokens attended to         C  head_dim             F  hidden width of a feed-forward
-    L  loops, n_loops             E  routed experts       K  experts chosen per token
+    L  loops, t the current one   E  routed experts       K  experts chosen per token
     W  numbers cached per token   Z  kv_lora_rank, width of MLA's shared latent
+    V  vocabulary
 
 References: looped depth — Universal Transformer (arXiv 1807.03819), Huginn (2502.05171), Parcae
 (2604.12946); GQA (2305.13245); MLA — DeepSeek-V2 (2405.04434); experts — DeepSeekMoE (2401.06066)
@@ -47,7 +51,7 @@ from torch import Tensor, nn
 
 
 def expect(ok: bool, field: str, got: object, expected: str) -> None:
-    """Raise the ValueError that every mistake of a caller ends in."""
+    """Raise a ValueError unless `ok`: the way every mistake of a caller ends."""
     if not ok:
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
@@ -87,7 +91,7 @@ class MythosConfig:
     prelude_layers: int = 1  # blocks run once before the loop
     recurrent_layers: int = 1  # blocks inside the loop, run n_loops times
     coda_layers: int = 1  # blocks run once after the loop
-    max_loop_iters: int = 8  # loops when a call does not say; a call may ask for more
+    max_loop_iters: int = 8  # loops when a call does not say: a default, not a limit
     spectral_radius_target: float | None = 0.95  # rho(A) stays below; None: unconstrained
 
     # Attention. head_dim is the width of a query head (MLA: of its part without RoPE).
@@ -104,13 +108,13 @@ class MythosConfig:
     num_experts: int = 8  # E, routed
     num_experts_per_token: int = 2  # K
     num_shared_experts: int = 1  # experts that every token uses
-    d_expert: int | None = None  # F of an expert; None: d_ff / (K + shared), as in DeepSeek-V3
+    d_expert: int | None = None  # F of an expert; None: d_ff / (K + shared), up to a multiple of 8
 
     norm_eps: float = 1e-6
 
     def widths(self) -> Widths:
         head_dim = self.head_dim or self.d_model // self.n_heads
-        d_ff = self.d_ff or 64 * math.ceil(self.d_model / 24)
+        d_ff = self.d_ff or 64 * math.ceil(self.d_model * 8 / 3 / 64)
         used = self.num_experts_per_token + self.num_shared_experts
         return Widths(
             head_dim=head_dim,
@@ -121,7 +125,7 @@ class MythosConfig:
         )
 
     def rope_width(self) -> int:
-        """How many numbers of a head RoPE rotates: half as many again in MLA, all in GQA."""
+        """How many numbers of a head RoPE rotates: GQA all C, MLA C/2 that it adds to the C."""
         C = self.widths().head_dim
         return C // 2 if self.attention_type == "mla" else C
 
@@ -135,7 +139,7 @@ class MythosConfig:
     def __post_init__(self) -> None:
         may_be_zero = ("prelude_layers", "recurrent_layers", "coda_layers", "max_loop_iters")
         may_be_zero += ("num_experts", "num_shared_experts")
-        for f in fields(self):
+        for f in fields(self):  # f.type is the annotation as a string, see the __future__ import
             value = getattr(self, f.name)
             if value is None and "None" in f.type:
                 continue
@@ -152,7 +156,7 @@ class MythosConfig:
         H, K, E, w = self.n_heads, self.num_experts_per_token, self.num_experts, self.widths()
         ok = self.head_dim is not None or self.d_model % H == 0
         expect(ok, "n_heads", H, f"a divisor of d_model = {self.d_model}, or head_dim given")
-        even = 4 if kind == "mla" else 2  # MLA rotates half of head_dim
+        even = 4 if kind == "mla" else 2  # makes rope_width even: RoPE turns pairs
         expect(w.head_dim % even == 0, "head_dim", w.head_dim, f"a multiple of {even}, for RoPE")
         expect(H % w.n_kv_heads == 0, "n_kv_heads", w.n_kv_heads, f"a divisor of n_heads = {H}")
         if E > 0:
@@ -166,10 +170,11 @@ class MythosConfig:
 # ------------------------------------------------------------------------------------------------
 
 
-# Where the tokens of a call are, the same for all layers: RoPE's cos and sin, and a mask (T, N),
-# True where a query may look. Mask None: plain causal, or one token that sees all.
+# (cos, sin, mask): where a call's tokens are and what they may see, the same for all layers. cos
+# and sin are RoPE's. mask (T, N) is True where a query may look; it is None when nothing is cached
+# (plain causal attention) and when T = 1 (a last token sees everything).
 Place = tuple[Tensor, Tensor, Tensor | None]
-# Stores a call's new rows (B, T, W) and returns those of all N tokens so far (B, N, W).
+# A way into the cache: stores a call's new rows (B, T, W), returns those of all tokens (B, N, W).
 Update = Callable[[Tensor], Tensor]
 
 
@@ -179,9 +184,9 @@ def rope_angles(positions: Tensor, width: int, theta: float = 10_000.0) -> tuple
     Computed from integer positions (T,) on every call: a stored table would lose its precision in
     `.to(torch.bfloat16)` and its values in `to_empty`.
     """
-    pair = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
+    two_i = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
     # angle[t, i] = position[t] · theta^(−2i / width)
-    angles = positions.float()[:, None] * theta ** (-pair / width)
+    angles = positions.float()[:, None] * theta ** (-two_i / width)
     return angles.cos(), angles.sin()
 
 
@@ -231,12 +236,12 @@ class GroupedQueryAttention(nn.Module):
 class MultiHeadLatentAttention(nn.Module):
     """Causal self-attention whose keys and values are rebuilt from one small latent (DeepSeek-V2).
 
-    A token's row is its latent (Z numbers) and *one* RoPE key shared by all heads (R numbers):
-    W = Z + R, whatever the number of heads. forward and `update` as in GroupedQueryAttention.
+    A token's row is its latent (Z numbers) and *one* RoPE key for all heads (`rope` numbers):
+    W = Z + rope, whatever the number of heads. forward and `update` as in GroupedQueryAttention.
     Copy it together with `apply_rope`.
 
     Each head's score has a part without positions and a rotated part:
-        score(q, j) = (q_nope · k_nope_j + q_rope · k_rope_j) / sqrt(C + R),   k_nope = U_k·latent
+        score(q, j) = (q_nope·k_nope_j + q_rope·k_rope_j) / sqrt(nope + rope),   k_nope = U_k·latent
     RoPE cannot pass through U_k, hence the separate rotated key.
     """
 
@@ -273,25 +278,24 @@ class MultiHeadLatentAttention(nn.Module):
     def forward(self, x: Tensor, place: Place, update: Update | None = None) -> Tensor:
         B, T, _ = x.shape
         cos, sin, mask = place
-        Z, V = self.kv_lora_rank, self.v_head_dim
-        nope, R = self.qk_nope_head_dim, self.qk_rope_head_dim
-        q = self.q_proj(x).view(B, T, self.n_heads, nope + R).transpose(1, 2)  # (B, H, T, nope+R)
-        q_nope, q_rope = q.split([nope, R], dim=-1)
+        Z, nope, rope = self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim
+        q = self.q_proj(x).view(B, T, self.n_heads, nope + rope).transpose(1, 2)  # (B, H, T, ..)
+        q_nope, q_rope = q.split([nope, rope], dim=-1)
         q_rope = apply_rope(q_rope, cos, sin)
-        latent, k_rope = self.kv_down_proj(x).split([Z, R], dim=-1)
+        latent, k_rope = self.kv_down_proj(x).split([Z, rope], dim=-1)
         rows = torch.cat([self.kv_norm(latent), apply_rope(k_rope, cos, sin)], dim=-1)  # (B, T, W)
         if update is not None:
             rows = update(rows)  # (B, N, W)
         # Two ways to one result. Multiplications per head and batch row: the long chunk of a
         # prefill or of training wants `expanded`, one new token behind a long past `absorbed`.
-        N = rows.shape[1]
-        cost_expanded = N * Z * (nope + V) + T * N * (nope + R + V)
-        cost_absorbed = T * Z * (nope + V) + T * N * (Z + R + Z)
+        N, value = rows.shape[1], self.v_head_dim
+        cost_expanded = N * Z * (nope + value) + T * N * (nope + rope + value)
+        cost_absorbed = T * Z * (nope + value) + T * N * (Z + rope + Z)
         attend = self.absorbed if cost_absorbed < cost_expanded else self.expanded
         return self.out_proj(attend(q_nope, q_rope, rows, mask).transpose(1, 2).flatten(2))
 
     def expanded(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
-        """Rebuild each head's keys and values from the rows, then attend: (B, H, T, V)."""
+        """Rebuild each head's keys and values from the rows, then attend: (B, H, T, v_head_dim)."""
         B, N, _ = rows.shape
         latent, k_rope = rows.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
         kv = self.kv_up_proj(latent).view(B, N, self.n_heads, -1).transpose(1, 2)
@@ -302,16 +306,17 @@ class MultiHeadLatentAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend to the rows themselves, never rebuilding a key or a value: (B, H, T, V).
+        """Attend to the rows themselves, never rebuilding a key or value: (B, H, T, v_head_dim).
 
         q·(U_k·latent) = (U_kᵀ·q)·latent and Σ p·(U_v·latent) = U_v·(Σ p·latent): U_k moves into
         the query, U_v behind the sum, and all heads read the same row, as if G were 1.
         """
-        nope, V = self.qk_nope_head_dim, self.v_head_dim
-        up = self.kv_up_proj.weight.view(self.n_heads, nope + V, -1)  # (H, nope+V, Z)
-        U_k, U_v = up.split([nope, V], dim=1)
-        q = torch.cat([q_nope @ U_k, q_rope], dim=-1)  # (B, H, T, Z+R)
-        k, v = rows[:, None], rows[:, None, :, : self.kv_lora_rank]  # (B, 1, N, Z+R) and (.., Z)
+        nope, value = self.qk_nope_head_dim, self.v_head_dim
+        up = self.kv_up_proj.weight.view(self.n_heads, nope + value, -1)  # (H, nope + value, Z)
+        U_k, U_v = up.split([nope, value], dim=1)
+        q = torch.cat([q_nope @ U_k, q_rope], dim=-1)  # (B, H, T, W)
+        k, v = rows[:, None], rows[:, None, :, : self.kv_lora_rank]  # (B, 1, N, W), (B, 1, N, Z)
+        # The score is still one of nope + rope numbers, though q and k are now W wide.
         causal, scale = mask is None and q.shape[2] > 1, (nope + q_rope.shape[-1]) ** -0.5
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
@@ -369,6 +374,7 @@ class MixtureOfExperts(nn.Module):
         self.up_proj = nn.Parameter(torch.randn(E, D, F_) / D**0.5)
         self.down_proj = nn.Parameter(torch.randn(E, F_, D) / F_**0.5)
         self.shared = SwiGLU(D, num_shared_experts * F_) if num_shared_experts else None
+        # Train in fp32 (or autocast): in a bf16 bias, steps of 0.001 round away beyond 0.5.
         self.register_buffer("router_bias", torch.zeros(E))
         # Tokens sent to each expert since the last bias update. Integers: no cast can round them.
         self.register_buffer("load", torch.zeros(E, dtype=torch.int64))
@@ -424,7 +430,8 @@ class MixtureOfExperts(nn.Module):
     def update_router_bias(self, speed: float = 1e-3) -> Tensor:
         """Move the bias against the imbalance since the last call; returns that load, (E,) int64.
 
-        bias_i += speed · sign(mean(load) − load_i). Call it once after each optimizer step.
+        bias_i += speed · sign(mean(load) − load_i). Call it once after each optimizer step; the
+        load is counted in training mode, over all loops.
         """
         load = self.load.clone()
         self.router_bias += speed * (load.float().mean() - load).sign()
@@ -455,13 +462,14 @@ class Block(nn.Module):
 class StateUpdate(nn.Module):
     """The linear part of the loop: h_{t+1} = A·h_t + B·e + R(h_t, e), each (B, T, D).
 
-    A and B are diagonal, D numbers each. For A that loses nothing: any diagonalisable matrix is
-    diagonal in some basis, and the layers around the loop are free to learn that basis. It makes
-    the spectral radius rho(A) = max|A_i| exact and free, and so it can be *bounded*:
+    A and B are diagonal, D numbers each. That loses next to nothing: a diagonalisable A is diagonal
+    in some basis, which the layers around it can learn, and rotations or sign flips of the state
+    are left to R. It makes the spectral radius rho(A) = max|A_i| exact and free, so we *bound* it:
 
         A = target · sigmoid(a)          rho(A) < target for every value of the parameter a
 
-    With |R| <= M the state then stays within |h_t| <= rho^t·|h_0| + (max|B·e| + M) / (1 − rho).
+    R reads a normalised input, so |R| <= M however large h is, and the state stays within
+        |h_t| <= rho^t·|h_0| + (max|B·e| + M) / (1 − rho).
     Bounded is not settled: whether h stops moving depends on the whole Jacobian, A + dR/dh. See
     `RecurrentDepthTransformer.loop_gain`.
     """
@@ -509,10 +517,10 @@ class Cache:
         """The `update` for the layer that owns slot i (negative: from the end, as in a list)."""
         return partial(self._write, i, active)
 
-    def loop_slots(self, t: int, active: Tensor) -> list[Update]:
-        """The `update` of each recurrent layer in loop t. In loop 0 no token has halted yet."""
+    def loop_slots(self, t: int, active: Tensor | None) -> list[Update]:
+        """The `update` of each recurrent layer in loop t; `active` None: no token has halted."""
         first = self.prelude + t * self.recurrent
-        return [self.slot(first + i, active if t > 0 else None) for i in range(self.recurrent)]
+        return [self.slot(first + i, active) for i in range(self.recurrent)]
 
     def _write(self, i: int, active: Tensor | None, rows: Tensor) -> Tensor:
         """Put new rows (B, T, W) behind the n_tokens in slot i; return all of it, (B, N, W).
@@ -581,10 +589,11 @@ class RecurrentDepthTransformer(nn.Module):
         """Token ids (B, T) -> logits (B, T, V) and, given targets (B, T), their mean cross-entropy.
 
         targets[b, t] is the id wanted at position t (the caller shifts); −100 is not scored.
-        n_loops: 0 skips the loop; None is config.max_loop_iters; more than that is allowed.
-        grad_loops: at most the last grad_loops loops carry gradient (truncated backpropagation
+        n_loops: None is config.max_loop_iters; more is allowed; 0: no loop, the coda reads e.
+        grad_loops: only the last grad_loops loops carry gradient (truncated backpropagation
             through time); None: all. The prelude still learns, through the e of those loops.
-        halt_threshold: a token stops looping once |h_{t+1} − h_t| / |h_{t+1}| falls below it.
+        halt_threshold: a token halts once |h_{t+1} − h_t| / |h_{t+1}| falls below it; when all
+            tokens of the call have halted, the loop ends. See run_loop for the rule.
         cache: tokens continue the sequence that the cache holds.
         Halting and caching are for inference: with either, no gradient is recorded.
         Raises ValueError naming the argument that is out of range.
@@ -613,7 +622,7 @@ class RecurrentDepthTransformer(nn.Module):
         place = (*rope_angles(keys[past:], c.rope_width(), c.rope_theta), mask)
         x = self.embed(tokens)  # (B, T, D)
         for i, block in enumerate(self.prelude):
-            x = block(x, place, cache.slot(i) if cache else None)
+            x = block(x, place, cache and cache.slot(i))
         return self.input_norm(x), place
 
     def step(
@@ -640,12 +649,14 @@ class RecurrentDepthTransformer(nn.Module):
         """The state after the last loop (B, T, D) and the loops each token used (B, T).
 
         `states`, if given, collects h_1, h_2, ... The answer is the *last* state, not a weighted
-        sum over loops: weights would tie the model to the depth it was trained at.
+        sum over loops: in OpenMythos the weights tied the model to the depth it was trained at.
 
-        Halting. A token whose state has stopped moving halts: its state stays, and the row it left
-        in the cache stays, so later tokens read in loop t its row of loop min(t, its last loop).
-        Nothing in this rule depends on which tokens share a call, hence decoding with a cache gives
-        the same answer as one pass over the whole sequence.
+        Halting. Let s be the first loop that changed a token's state by less than the threshold.
+        From then on its state stays h_{s+1}, and the row that it left in loop s, made from h_s,
+        stays too: in loop t other tokens read its row of loop min(t, s). The rule does not ask
+        which tokens share a call, so decoding token by token gives the answer of one pass over the
+        whole sequence. Work is saved when *all* tokens of a call have halted; until then a halted
+        token is computed along and its result dropped.
         """
         ok = halt_threshold is None or cache is not None
         expect(ok, "cache", cache, "a cache, where halted tokens' rows can stand still")
@@ -656,7 +667,8 @@ class RecurrentDepthTransformer(nn.Module):
         active = torch.ones_like(used, dtype=torch.bool)
         first_grad_loop = 0 if grad_loops is None else n_loops - grad_loops
         for t in range(n_loops):
-            updates = cache.loop_slots(t, active) if cache else None
+            some_halted = halt_threshold is not None and t > 0
+            updates = cache and cache.loop_slots(t, active if some_halted else None)
             with nullcontext() if t >= first_grad_loop else torch.no_grad():
                 h_next = self.step(h, e, place, updates)
             used = used + active
@@ -676,14 +688,14 @@ class RecurrentDepthTransformer(nn.Module):
         """logits = head(RMSNorm(Coda(RMSNorm(h)))), (B, T, V)."""
         x = self.state_norm(h)
         for i, block in enumerate(self.coda, start=-len(self.coda)):  # the cache's last slots
-            x = block(x, place, cache.slot(i) if cache else None)
+            x = block(x, place, cache and cache.slot(i))
         return self.head(self.output_norm(x))
 
     # ---- using it ----
 
     def new_cache(self, batch_size: int, length: int, n_loops: int | None = None) -> Cache:
         """An empty cache for `length` tokens at exactly `n_loops` loops, on the model's device."""
-        c, n_loops = self.config, self._n_loops(n_loops)
+        c, n_loops = self.config, self._resolve_loops(n_loops)
         for name, value in (("batch_size", batch_size), ("length", length)):
             expect(type(value) is int and value > 0, name, value, "an integer >= 1")
         expect(length <= c.max_seq_len, "length", length, f"at most max_seq_len = {c.max_seq_len}")
@@ -762,11 +774,13 @@ class RecurrentDepthTransformer(nn.Module):
     ) -> dict[str, Tensor]:
         """What happens in each of the L loops that were run (fewer than n_loops if all halt early).
 
-        state_norm   (L, B, T)     |h_t|, Euclidean
-        change       (L, B, T)     |h_{t+1} − h_t| / |h_{t+1}|, what halting looks at
-        logits       (L, B, T, V)  the answer if the loop ended here
-        expert_load  (L, R, E)     tokens sent to each expert by each recurrent layer
-        loops_used   (B, T)
+        Entry t is about the state h_{t+1} that loop t produced.
+
+        state_norm   (L, B, T)          |h_{t+1}|, Euclidean
+        change       (L, B, T)          |h_{t+1} − h_t| / |h_{t+1}|, what halting looks at
+        logits       (L, B, T, V)       the answer if the loop ended here
+        expert_load  (L, layers, E)     tokens that each recurrent layer sends to each expert
+        loops_used   (B, T)             loops until the token halted, or all L
         """
         n_loops = self._check(tokens, None, n_loops, None, halt_threshold, None)
         expect(n_loops > 0, "n_loops", n_loops, "at least 1 loop to look at")
@@ -814,8 +828,9 @@ class RecurrentDepthTransformer(nn.Module):
     ) -> float:
         """Spectral radius of the Jacobian J = d h_{t+1} / d h_t at the state after n_loops loops.
 
-        Above 1 the loop moves neighbouring states apart, below 1 it draws them together: this, not
-        rho(A), tells whether it settles. n_loops = 0 asks about the first loop. Power iteration
+        Near a fixed point it tells whether the loop settles, which rho(A) does not: above 1 some
+        small disturbance grows from loop to loop, below 1 all die out in the end. n_loops = 0 asks
+        about the first loop, from h_0 = 0. The largest over the batch. Power iteration
         v ← Jᵀv / |Jᵀv| with vector-Jacobian products, J never formed; Jᵀ and J share eigenvalues.
         The growth |Jᵀv| is averaged (geometric mean) over the later half of the iterations, since
         it oscillates when the leading eigenvalues are a complex pair.
@@ -842,7 +857,8 @@ class RecurrentDepthTransformer(nn.Module):
     # ---- counting ----
 
     def num_params(self, *, active: bool = False) -> int:
-        """Trained numbers (parameters and router biases); `active`: those that one token uses."""
+        """Parameters and router biases; `active`: with K instead of E routed experts, so what one
+        token uses (the embedding table counted whole, as is the custom)."""
         return count_params(self, active)
 
     def executed_params(self, n_loops: int | None = None) -> int:
@@ -851,17 +867,18 @@ class RecurrentDepthTransformer(nn.Module):
             return self.num_params(active=True)
         parts = (self.recurrent, self.loop_norm, self.state_update)
         loop = sum(count_params(part, active=True) for part in parts)
-        return self.num_params(active=True) + (self._n_loops(n_loops) - 1) * loop
+        return self.num_params(active=True) + (self._resolve_loops(n_loops) - 1) * loop
 
     def flops_per_token(self, n_loops: int | None = None, context: int = 0) -> int:
-        """Forward FLOPs for one token: 2 per executed parameter, and attention to `context` keys.
+        """Forward FLOPs for one token of a full pass: 2 per executed parameter, and attention to
+        `context` keys.
 
         Training costs three times as much (forward, and a backward of twice the forward). In
         causal attention over T tokens the average context is T / 2.
         """
         c, C = self.config, self.config.widths().head_dim
         matrices = self.executed_params(n_loops) - self.embed.weight.numel()  # a lookup costs none
-        key = 2 * C + (c.rope_width() if c.attention_type == "mla" else 0)  # its score, its value
+        key = 2 * C + (c.rope_width() if c.attention_type == "mla" else 0)  # per head: score, value
         return 2 * matrices + 2 * self._applications(n_loops) * c.n_heads * key * context
 
     def kv_bytes_per_token(self, n_loops: int | None = None, bytes_per_number: int = 2) -> int:
@@ -870,7 +887,7 @@ class RecurrentDepthTransformer(nn.Module):
 
     def _applications(self, n_loops: int | None) -> int:
         c = self.config
-        return c.prelude_layers + self._n_loops(n_loops) * c.recurrent_layers + c.coda_layers
+        return c.prelude_layers + self._resolve_loops(n_loops) * c.recurrent_layers + c.coda_layers
 
     # ---- building and checking ----
 
@@ -901,10 +918,10 @@ class RecurrentDepthTransformer(nn.Module):
     def init_weights(self) -> None:
         """(Re)set everything; after `to_empty(device=...)` it makes a meta model a real one.
 
-        embed, head               N(0, 0.02)
-        every other matrix        N(0, 0.8 / sqrt(inputs))
+        embed, head               normal, std 0.02
+        every other matrix        normal, std 0.8 / sqrt(inputs): measured to train well (toy)
         norms                     1
-        A, B                      0.473 (for a target of 0.95), 0.5
+        A, B                      0.473 (half the target, here 0.95), 0.5
         router bias, load         0
         """
         for name, p in self.named_parameters():
@@ -921,7 +938,7 @@ class RecurrentDepthTransformer(nn.Module):
         for buffer in self.buffers():
             buffer.zero_()
 
-    def _n_loops(self, n_loops: int | None) -> int:
+    def _resolve_loops(self, n_loops: int | None) -> int:
         """None becomes the default; a model without recurrent layers has none and takes none."""
         has_loop = self.config.recurrent_layers > 0
         if n_loops is None:
@@ -945,7 +962,7 @@ class RecurrentDepthTransformer(nn.Module):
 
     def _check(self, tokens, targets, n_loops, grad_loops, halt_threshold, cache) -> int:
         """Refuse whatever forward could not do right; returns the number of loops."""
-        n_loops, c = self._n_loops(n_loops), self.config
+        n_loops, c = self._resolve_loops(n_loops), self.config
         ok = grad_loops is None or (type(grad_loops) is int and grad_loops >= 1)
         expect(ok, "grad_loops", grad_loops, "an integer >= 1 or None")
         ok = halt_threshold is None or (
@@ -958,7 +975,7 @@ class RecurrentDepthTransformer(nn.Module):
             ok = isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64)
             expect(ok, name, getattr(x, "dtype", type(x)), "a tensor of int64 or int32")
             ok = x.dim() == 2 and x.numel() > 0 and x.shape == tokens.shape
-            expect(ok, f"{name}.shape", tuple(x.shape), "(B, T), neither 0, the same for targets")
+            expect(ok, f"{name}.shape", tuple(x.shape), "(B, T), not empty, targets like tokens")
             here = self.embed.weight.device
             expect(x.device == here, f"{name}.device", x.device, f"the model's, {here}")
             if not (torch.compiler.is_compiling() or x.is_meta):  # looks at values: slow on a GPU
@@ -1016,7 +1033,8 @@ def sample(
 # ------------------------------------------------------------------------------------------------
 
 # Widths as in DeepSeek-V2/V3: heads of 128, a latent of 512, one shared expert. Loops, experts and
-# context grow with size. d_expert is what brings the total, vocabulary included, to the name.
+# context grow with size. d_expert (F) is chosen so that the total, vocabulary included, matches the
+# name. P, R, C: layers of prelude, loop and coda.
 _SIZE_FIELDS = "vocab_size max_seq_len d_model n_heads q_lora_rank prelude_layers recurrent_layers"
 _SIZE_FIELDS += " coda_layers max_loop_iters num_experts num_experts_per_token d_expert"
 _SIZES = {
@@ -1055,8 +1073,10 @@ def print_sizes() -> None:
     """The table of `python mythos.py`. Models are built on the meta device: shapes, no memory."""
     print("Mythos sizes. P+R×L+C: prelude layers + recurrent layers × max loops + coda layers.")
     print("active: parameters that one token uses; executed: with the loop's counted L times.")
-    print("cache: bytes per token at L loops in bf16. tokens: 20 per active parameter; FLOPs: to")
-    print("train on them at L loops, an extrapolation: laws for loops were fitted below 1.3e20.\n")
+    print(
+        "cache: bytes per token at L loops in bf16. tokens: 20 per active parameter (Chinchilla);"
+    )
+    print("FLOPs: to train on them. Extrapolated: Parcae fitted its laws for loops below 1.3e20.\n")
     print(
         f"{'size':>5} {'total':>8} {'active':>7} {'executed':>9}  {'P+R×L+C':<10} {'experts':<11}"
         f" {'context':>8} {'cache MLA':>10} {'cache GQA':>10} {'tokens':>7} {'FLOPs':>8}"
