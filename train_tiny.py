@@ -230,7 +230,7 @@ class Chains:
 class Text:
     """Next-byte prediction on files, some of which are held out whole. A token is a byte."""
 
-    name, steps, batch_size, grad_loops = "text", 400, 16, 4
+    name, steps, batch_size, grad_loops = "text", 350, 16, 4
     prelude_lr = 1.0
     frontier = 0  # no curriculum
     context = 256  # bytes that the model sees
