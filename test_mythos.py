@@ -1401,7 +1401,9 @@ def test_readme_example_prints_what_it_says(capsys):
 
 def test_readme_tables_are_the_results_kept():
     """A number typed by hand, or one that outlived the run it came from."""
-    for path in sorted((ROOT / "experiments" / "results").glob("chains-*.json")):
+    paths = sorted((ROOT / "experiments" / "results").glob("chains-*.json"))
+    assert len([path for path in paths if "mla" in path.name]) >= 3, "a claim needs three seeds"
+    for path in paths:
         numbers = json.loads(path.read_text())
         accuracy, halting = numbers["accuracy"]["12"], numbers["halting"]["0.3"]
         assert numbers["passed"] and numbers["steps"] == train_tiny.Chains.steps
@@ -1410,6 +1412,19 @@ def test_readme_tables_are_the_results_kept():
         cells += [f"{100 * train_tiny.mean(halting['accuracy']):.1f}"]
         cells += [f"{train_tiny.mean(halting['loops']):.1f}", f"{numbers['seconds']:.0f} s"]
         assert "| " + " | ".join(cells) + " |" in README, path.name
+
+
+def test_readme_text_table_is_the_results_kept():
+    """Bits per byte that were typed by hand; a compressor on other bytes than the model."""
+    paths = sorted((ROOT / "experiments" / "results").glob("text-*.json"))
+    assert len(paths) >= 3, "a claim needs three seeds"
+    for path in paths:
+        numbers = json.loads(path.read_text())
+        assert numbers["passed"] and numbers["steps"] == train_tiny.Text.steps
+        cells = [str(numbers["seed"]), *(f"{b:.3f}" for b in numbers["bits_per_byte"].values())]
+        assert "| " + " | ".join(cells) + " |" in README, path.name
+        for name, bits in numbers["compressors"].items():
+            assert f"{name} {bits:.3f}" in README, name
 
 
 def test_readme_shows_the_pictures_and_files_that_exist():
