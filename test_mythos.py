@@ -1298,7 +1298,9 @@ def test_text_default_is_the_standard_library_with_whole_files_held_out():
     task = train_tiny.Text()
     train = bytes(task.train_data.numpy())
     assert len(train) > 5_000_000 and len(task.test) > 100_000
-    assert task.test[5_000:6_000] not in train and b"import" in task.test
+    places = range(0, 140_000, 7_000)
+    seen = sum(task.test[i : i + 300] in train for i in places)
+    assert seen <= 3, "of 20; the code tables of `encodings` do repeat from file to file"
     tokens, targets, n_loops = task.batch(torch.Generator().manual_seed(0))
     assert torch.equal(tokens[:, 1:], targets[:, :-1])
 
