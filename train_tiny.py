@@ -396,7 +396,6 @@ def train(
     """
     device = model.head.weight.device
     optimizers = make_optimizers(model, task.prelude_lr)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     generator = torch.Generator().manual_seed(seed)
     run = {"task": task.name, "config": asdict(model.config), "steps": steps, "seed": seed}
     first = 0
@@ -407,9 +406,9 @@ def train(
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         generator.set_state(saved["generator"])
         first, task.frontier = saved["step"], saved["frontier"]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
     started, seen = time.perf_counter(), 0
     for step in range(first, steps):
