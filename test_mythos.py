@@ -1099,7 +1099,7 @@ def edges_of(tokens, n):
 
 @pytest.mark.parametrize("frontier", [1, 3, 12])
 def test_chains_batch_asks_what_it_says(frontier):
-    """An answer one hop off, an edge scored as something else than where it points, and the
+    """An answer one hop off, an edge scored as something else than itself, and the
     mistake that would void the experiment: a training answer more than 5 hops away."""
     task, rng = train_tiny.Chains(), torch.Generator().manual_seed(0)
     task.frontier, n, seen = frontier, task.n_nodes, set()
@@ -1109,7 +1109,7 @@ def test_chains_batch_asks_what_it_says(frontier):
         assert sorted(tokens[0, n:].tolist()) == [*range(n)]
         for row, wanted in zip(tokens[:4].tolist(), targets[:4].tolist(), strict=True):
             successor = edges_of(row, n)
-            assert wanted[:n] == [(token - n) % n for token in row[:n]]
+            assert wanted[:n] == row[:n]
             for query, target in zip(row[n:], wanted[n:], strict=True):
                 answer = walk(successor, query, n_loops)
                 near = answer == walk(successor, query, min(n_loops, 5))
@@ -1216,6 +1216,34 @@ def test_optimizers_cover_every_parameter_once_and_decay_no_vector():
     for group in optimizers[0].param_groups:
         slow = {id(p) in prelude for p in group["params"]}
         assert len(slow) == 1 and math.isclose(group["lr"], 6e-3 * (0.05 if slow == {True} else 1))
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (3, 16, 24)])
+def test_muon_equals_torch_muon(shape):
+    """Another momentum, scale, decay or polynomial; a stack treated as one matrix."""
+    start = torch.randn(shape)
+    ours = torch.nn.Parameter(start.clone())
+    theirs = [torch.nn.Parameter(m.clone()) for m in start.view(-1, *shape[-2:])]
+    settings = dict(lr=0.01, momentum=0.95, weight_decay=0.1)
+    optimizers = [
+        train_tiny.Muon([ours], lr=0.01, weight_decay=0.1),
+        torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings),
+    ]
+    for _ in range(4):
+        ours.grad = torch.randn(shape)
+        for p, g in zip(theirs, ours.grad.view(-1, *shape[-2:]), strict=True):
+            p.grad = g.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved, wanted = ours - start, torch.stack([*theirs]).view(shape) - start
+    assert (moved - wanted).norm() < 0.02 * wanted.norm()  # theirs is computed in bf16
+
+
+def test_muon_makes_every_direction_learn_at_one_pace():
+    """A Newton–Schulz iteration that leaves the singular values as they were: 1 to 1000 here."""
+    G = torch.diag(torch.logspace(-2, 1, 16)) @ torch.linalg.qr(torch.randn(16, 16))[0]
+    s = torch.linalg.svdvals(train_tiny.Muon.orthogonal(torch.stack([G, 1e-3 * G])))
+    assert 0.6 < s[:, :-5].min() and s.max() < 1.3
 
 
 def test_schedule_warms_up_and_decays():

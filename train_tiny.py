@@ -52,7 +52,7 @@ class Chains:
     """Where is a node after T hops? Tokens: node i is i, edge i→j is n + n·i + j.
 
     A sequence is n edges, then n queries (every node once). An edge is scored, too: whatever T is,
-    its answer is j, the node it points to. That keeps the edges' states still while queries walk.
+    its answer is itself. That keeps both its ends in its state while the queries walk over it.
     """
 
     name, steps, batch_size, grad_loops = "chains", 650, 48, None
@@ -81,30 +81,33 @@ class Chains:
             block.attention.out_proj.weight.zero_()
             block.ffn.down_proj.weight.zero_()
 
+    def draw_loops(self, generator: torch.Generator) -> int:
+        """While climbing: half of the steps at the frontier. After: 3 of 5 at most 5 loops deep."""
+
+        def draw(low: int, high: int) -> int:
+            return int(torch.randint(low, high + 1, (), generator=generator))
+
+        if self.frontier < self.train_loops:
+            return self.frontier if draw(0, 1) else draw(1, self.frontier)
+        hops = self.train_hops
+        return draw(1, hops) if draw(1, 5) <= 3 else draw(hops + 1, self.train_loops)
+
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
         """tokens and targets (B, 2n), the answers after T loops, and T.
 
         Only queries whose answer is at most 5 hops away are scored; the others are −100. With
         T > 5 that leaves the nodes near the end of their chain: they have to stand still there.
         """
-        n, B, hops = self.n_nodes, self.batch_size, self.train_hops
-
-        def draw(low: int, high: int) -> int:
-            return int(torch.randint(low, high + 1, (), generator=generator))
-
-        if self.frontier < self.train_loops:  # still climbing: half of the steps at the top
-            n_loops = self.frontier if draw(0, 1) else draw(1, self.frontier)
-        else:
-            n_loops = draw(1, hops) if draw(1, 5) <= 3 else draw(hops + 1, self.train_loops)
+        n, B, n_loops = self.n_nodes, self.batch_size, self.draw_loops(generator)
         longest = torch.randint(2, n + 1, (B, 1), generator=generator)
         lengths = 1 + (torch.rand(B, n, generator=generator) * longest).long()
         tokens, queries, successors, _ = self.sequences(lengths, generator)
         path = [queries]
         for _ in range(n_loops):
             path.append(successors.gather(1, path[-1]))
-        near = path[-1] == path[min(n_loops, hops)]
-        pointed_to = (tokens[:, :n] - n) % n
-        return tokens, torch.cat([pointed_to, torch.where(near, path[-1], -100)], dim=1), n_loops
+        near = path[-1] == path[min(n_loops, self.train_hops)]
+        answers = torch.where(near, path[-1], -100)
+        return tokens, torch.cat([tokens[:, :n], answers], dim=1), n_loops
 
     def learned(self, n_loops: int, loss: float) -> None:
         """Curriculum: once the largest loop count so far is mastered, allow one more."""
@@ -139,32 +142,37 @@ class Chains:
         distance = torch.full_like(order, -1).scatter(1, main, hops)
         return tokens, main[:, -1:].expand_as(queries), distance.gather(1, queries)
 
-    def report(self, model: RecurrentDepthTransformer) -> dict:
-        """Measure and print; returns every number, and under "checks" what PASS means."""
+    def measure(
+        self, model: RecurrentDepthTransformer, loops: list[int], threshold: float | None = None
+    ) -> tuple[dict[int, list[float]], list[float]]:
+        """Both by hops to the end: accuracy after each of `loops` loops, and the loops used."""
         tokens, ends, distance = self.test_set()
-        hops, deep = range(self.longest), [20, 24, 28, 32]
+        right, used = {L: [] for L in loops}, []
+        for part in tokens.to(model.head.weight.device).split(125):
+            logits, part_used = logits_per_loop(model, part, loops, threshold)
+            for L in loops:
+                right[L].append(logits[L][:, self.n_nodes :].argmax(dim=-1).cpu())
+            used.append(part_used[:, self.n_nodes :].cpu())
 
         def by_hops(values: Tensor) -> list[float]:
-            return [values[distance == k].float().mean().item() for k in hops]
+            return [values[distance == k].float().mean().item() for k in range(self.longest)]
 
-        def measure(loops: list[int], threshold: float | None = None) -> tuple[dict, list[float]]:
-            right, used = {L: [] for L in loops}, []
-            for part in tokens.to(model.head.weight.device).split(125):
-                logits, part_used = logits_per_loop(model, part, loops, threshold)
-                for L in loops:
-                    right[L].append(logits[L][:, self.n_nodes :].argmax(dim=-1).cpu())
-                used.append(part_used[:, self.n_nodes :].cpu())
-            right = {L: by_hops(torch.cat(answers) == ends) for L, answers in right.items()}
-            return right, by_hops(torch.cat(used))
+        right = {L: by_hops(torch.cat(answers) == ends) for L, answers in right.items()}
+        return right, by_hops(torch.cat(used))
 
-        accuracy, _ = measure([*range(1, 17), *deep])
+    def report(self, model: RecurrentDepthTransformer) -> dict:
+        """Measure and print; returns every number, and under "checks" what PASS means."""
+        hops, deep = range(self.longest), [20, 24, 28, 32]
+        accuracy, _ = self.measure(model, [*range(1, 17), *deep])
         halting = {}
         for threshold in (0.5, self.halt_threshold, 0.1):
-            right, used = measure([32], threshold)
+            right, used = self.measure(model, [32], threshold)
             halting[threshold] = {"accuracy": right[32], "loops": used}
 
         guess = 1 / (1 + len(self.decoys))
-        print(f"\nTest: {len(tokens)} sequences with a chain of {self.longest} nodes and", end=" ")
+        print(
+            f"\nTest: {self.test_size} sequences, each a chain of {self.longest} nodes and", end=" "
+        )
         print(f"{len(self.decoys)} others. Naming the end of any chain would score {guess:.0%}.")
         print("\nAccuracy (%) after so many loops (rows) by hops to the end of the chain (columns)")
         print("loops " + "".join(f"{k:5d}" for k in hops))
@@ -347,32 +355,63 @@ def logits_per_loop(
     return {L: model.run_coda(states[L - 1], place, cache) for L in loops}, used
 
 
-def make_optimizers(model: RecurrentDepthTransformer, prelude_lr: float = 1.0) -> list:
-    """Muon (Jordan 2024) for the matrices inside blocks, AdamW for everything else.
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal (Jordan 2024), for matrices and stacks of them.
 
-    Muon orthogonalises one matrix at a time, so the 3-D expert stacks go to AdamW. Vectors, that
-    is A, B and the norms, are not decayed: pulling A to 0 would erase the loop's memory.
+    Each matrix G of the update, U·S·Vᵀ, is replaced by about U·Vᵀ: all directions learn at one
+    pace. torch.optim.Muon does that in bf16, which many CPUs emulate (35 times slower than fp32
+    where this was measured), and refuses stacks. Same formulas (with its adjust_lr_fn =
+    "match_rms_adamw"), tested to agree.
     """
-    groups = {"blocks": [], "prelude": [], "vocabulary": [], "experts": [], "vectors": []}
+
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.1):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for p in group["params"]:
+                average = self.state[p].setdefault("average", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - momentum)
+                update = self.orthogonal(p.grad.lerp(average, momentum))  # Nesterov's look-ahead
+                p.mul_(1 - lr * group["weight_decay"])
+                # An orthogonal matrix has small entries; this gives them the size of Adam's.
+                p.add_(update, alpha=-lr * 0.2 * max(p.shape[-2:]) ** 0.5)
+
+    @staticmethod
+    def orthogonal(G: Tensor) -> Tensor:
+        """About U·Vᵀ for G = U·S·Vᵀ, (..., m, n): five Newton–Schulz steps, X ← a·X + b·X³ + c·X⁵.
+
+        In terms of singular values s ← a·s + b·s³ + c·s⁵ drives every s in (0, 1] to about 1.
+        """
+        X = G / G.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+        if G.shape[-2] > G.shape[-1]:
+            X = X.mT
+        for _ in range(5):
+            XXt = X @ X.mT
+            X = 3.4445 * X + (-4.7750 * XXt + 2.0315 * XXt @ XXt) @ X
+        return X.mT if G.shape[-2] > G.shape[-1] else X
+
+
+def make_optimizers(model: RecurrentDepthTransformer, prelude_lr: float = 1.0) -> list:
+    """Muon for the matrices inside blocks, AdamW for the vocabulary and all vectors.
+
+    Vectors, that is A, B and the norms, are not decayed: pulling A to 0 would erase the memory.
+    """
+    groups = {"blocks": [], "prelude": [], "vocabulary": [], "vectors": []}
     for name, p in model.named_parameters():
-        if name in ("embed.weight", "head.weight"):
-            groups["vocabulary"].append(p)
-        elif p.dim() == 2:
-            groups["prelude" if name.startswith("prelude.") else "blocks"].append(p)
-        else:
-            groups["experts" if p.dim() == 3 else "vectors"].append(p)
+        kind = "prelude" if name.startswith("prelude.") else "blocks"
+        kind = "vocabulary" if name in ("embed.weight", "head.weight") else kind
+        groups["vectors" if p.dim() == 1 else kind].append(p)
 
     def group(name: str, lr: float, **options) -> list[dict]:
         some = groups[name]  # peak_lr: `train` sets lr = peak_lr · schedule in each step
         return [{"params": some, "lr": lr, "peak_lr": lr, **options}] if some else []
 
     muon = group("blocks", 6e-3) + group("prelude", 6e-3 * prelude_lr)
-    adamw = group("vocabulary", 1e-2, weight_decay=0.05) + group("experts", 3e-3, weight_decay=0.05)
-    adamw += group("vectors", 3e-3, weight_decay=0.0)
-    return [
-        torch.optim.Muon(muon, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(adamw, betas=(0.9, 0.99)),
-    ]
+    adamw = group("vocabulary", 1e-2, weight_decay=0.05) + group("vectors", 3e-3, weight_decay=0.0)
+    return [Muon(muon, 6e-3), torch.optim.AdamW(adamw, betas=(0.9, 0.99))]
 
 
 def schedule(step: int, steps: int, warmup: int = 50) -> float:
