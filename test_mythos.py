@@ -1099,7 +1099,7 @@ def edges_of(tokens, n):
 
 @pytest.mark.parametrize("frontier", [1, 3, 12])
 def test_chains_batch_asks_what_it_says(frontier):
-    """An answer one hop off, an edge scored as something else than itself, and the
+    """An answer one hop off, an edge scored as something else than where it points, and the
     mistake that would void the experiment: a training answer more than 5 hops away."""
     task, rng = train_tiny.Chains(), torch.Generator().manual_seed(0)
     task.frontier, n, seen = frontier, task.n_nodes, set()
@@ -1109,7 +1109,7 @@ def test_chains_batch_asks_what_it_says(frontier):
         assert sorted(tokens[0, n:].tolist()) == [*range(n)]
         for row, wanted in zip(tokens[:4].tolist(), targets[:4].tolist(), strict=True):
             successor = edges_of(row, n)
-            assert wanted[:n] == row[:n]
+            assert wanted[:n] == [(token - n) % n for token in row[:n]]
             for query, target in zip(row[n:], wanted[n:], strict=True):
                 answer = walk(successor, query, n_loops)
                 near = answer == walk(successor, query, min(n_loops, 5))
@@ -1337,8 +1337,8 @@ def test_text_trains_at_many_depths():
     """One fixed depth in training binds the model to it (flaw 1)."""
     task, rng = train_tiny.Text(), torch.Generator().manual_seed(0)
     loops = [task.batch(rng)[2] for _ in range(200)]
-    assert min(loops) == 1 and 6 <= max(loops) <= task.most_loops
-    assert 2.5 < train_tiny.mean(loops) < 3.6
+    assert min(loops) == 1 and 8 <= max(loops) <= task.most_loops
+    assert 3.6 < train_tiny.mean(loops) < 4.6
 
 
 def test_resumed_run_ends_bit_identical(small, tmp_path, monkeypatch, capsys):
