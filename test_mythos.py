@@ -1196,7 +1196,7 @@ def tiny_model():
 def test_logits_per_loop_equal_forward(threshold):
     """A table whose row L is not what the model answers when asked for L loops."""
     model, tokens = tiny_model(), torch.randint(420, (2, 9))
-    loops = [1, 3, 6] if threshold is None else [6]
+    loops = [0, 1, 3, 6] if threshold is None else [6]
     logits, used = train_tiny.logits_per_loop(model, tokens, loops, threshold)
     for L in loops:
         wanted, _ = model(tokens, n_loops=L, halt_threshold=threshold)
@@ -1250,7 +1250,7 @@ def test_schedule_warms_up_and_decays():
     """A first step at full rate, and a rate that reaches zero before the end."""
     rates = [train_tiny.schedule(step, 600) for step in range(600)]
     assert rates[0] < 0.03 and max(rates) > 0.9 and rates.index(max(rates)) == 49
-    assert 0.05 < rates[-1] < 0.06 and all(
+    assert 0 < rates[-1] < 0.002 and all(
         a > b for a, b in zip(rates[49:], rates[50:], strict=False)
     )
 

@@ -55,10 +55,10 @@ class Chains:
     its answer is j, the node it points to. That keeps the edges' states still while queries walk.
     """
 
-    name, steps, batch_size, grad_loops = "chains", 650, 48, None
+    name, steps, batch_size, grad_loops = "chains", 600, 48, None
     n_nodes = 20
     train_hops, train_loops = 5, 12  # no training answer is further away, no training loop deeper
-    prelude_lr = 0.05  # see `prepare`
+    lr_scale, prelude_lr = 1.0, 0.05  # all learning rates; and the prelude's, see `prepare`
     test_size = 500  # sequences
     longest = 11  # nodes of the chain that the test asks about: its end is 0 … 10 hops away
     decoys = (2, 2, 2, 2, 1)  # nodes of the other chains of a test sequence
@@ -82,7 +82,7 @@ class Chains:
             block.ffn.down_proj.weight.zero_()
 
     def draw_loops(self, generator: torch.Generator) -> int:
-        """While climbing: half of the steps at the frontier. After: 3 of 5 at most 5 loops deep."""
+        """While climbing: half of the steps at the frontier. After: 3 of 4 at most 5 loops deep."""
 
         def draw(low: int, high: int) -> int:
             return int(torch.randint(low, high + 1, (), generator=generator))
@@ -90,7 +90,7 @@ class Chains:
         if self.frontier < self.train_loops:
             return self.frontier if draw(0, 1) else draw(1, self.frontier)
         hops = self.train_hops
-        return draw(1, hops) if draw(1, 5) <= 3 else draw(hops + 1, self.train_loops)
+        return draw(1, hops) if draw(1, 4) <= 3 else draw(hops + 1, self.train_loops)
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
         """tokens and targets (B, 2n), the answers after T loops, and T.
@@ -240,7 +240,7 @@ class Text:
     """Next-byte prediction on files, some of which are held out whole. A token is a byte."""
 
     name, steps, batch_size, grad_loops = "text", 1100, 5, 4
-    prelude_lr = 1.0
+    lr_scale, prelude_lr = 1.0, 1.0
     frontier = 0  # no curriculum
     context = 256  # bytes that the model sees
     held_out = 40  # every 40th file is held out,
@@ -275,17 +275,25 @@ class Text:
         window = self.train_data[starts + torch.arange(self.context + 1)].long()
         return window[:, :-1], window[:, 1:], min(max(n_loops, 1), self.most_loops)
 
+    def test_set(self) -> Tensor:
+        """The held-out bytes, (S, context + 1); two rows share a byte: all but one are predicted."""
+        data = torch.frombuffer(bytearray(self.test), dtype=torch.uint8).long()
+        return data.unfold(0, self.context + 1, self.context)
+
+    def measure(self, model: RecurrentDepthTransformer, loops: list[int]) -> dict[int, float]:
+        """Held-out bits per byte after each of `loops` loops."""
+        windows, bits = self.test_set(), dict.fromkeys(loops, 0.0)
+        for part in windows.to(model.head.weight.device).split(32):
+            logits, _ = logits_per_loop(model, part[:, :-1], loops)
+            for L in loops:
+                nats = F.cross_entropy(logits[L].mT.float(), part[:, 1:], reduction="sum").item()
+                bits[L] += nats / math.log(2) / windows[:, 1:].numel()
+        return bits
+
     def report(self, model: RecurrentDepthTransformer) -> dict:
         """Held-out bits per byte for each loop count, beside two compressors, and a sample."""
         C, device = self.context, model.head.weight.device
-        data = torch.frombuffer(bytearray(self.test), dtype=torch.uint8).long()
-        windows = data.unfold(0, C + 1, C)  # overlapping by a byte: all but the first are predicted
-        bits = dict.fromkeys(self.test_loops, 0.0)
-        for part in windows.to(device).split(32):
-            logits, _ = logits_per_loop(model, part[:, :-1], list(bits))
-            for L in bits:
-                nats = F.cross_entropy(logits[L].mT.float(), part[:, 1:], reduction="sum").item()
-                bits[L] += nats / math.log(2) / (C * len(windows))
+        bits = self.measure(model, list(self.test_loops))
 
         def packed(compress: Callable, size: int, **options) -> float:
             parts = [self.test[i : i + size] for i in range(0, len(self.test), size)]
@@ -348,12 +356,13 @@ def logits_per_loop(
     halt_threshold: float | None = None,
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Logits (B, T, V) after each of `loops` loops, from one run, and the loops used (B, T)."""
-    most, states = max(loops), []
+    most = max(loops)
     cache = None if halt_threshold is None else model.new_cache(*tokens.shape, most)
     e, place = model.run_prelude(tokens, cache)
+    states = [e]  # after 0 loops the coda reads e
     _, used = model.run_loop(e, place, most, None, halt_threshold, cache, states)
-    states += states[-1:] * (most - len(states))  # all tokens halted: nothing moves any more
-    return {L: model.run_coda(states[L - 1], place, cache) for L in loops}, used
+    states += states[-1:] * (most + 1 - len(states))  # all have halted: nothing moves any more
+    return {L: model.run_coda(states[L], place, cache) for L in loops}, used
 
 
 class Muon(torch.optim.Optimizer):
@@ -415,8 +424,8 @@ def make_optimizers(model: RecurrentDepthTransformer, prelude_lr: float = 1.0) -
 
 
 def schedule(step: int, steps: int, warmup: int = 50) -> float:
-    """Share of the peak learning rate: linear warm-up times linear decay to 5%."""
-    return min(1.0, (step + 1) / warmup) * (1 - 0.95 * step / steps)
+    """Share of the peak learning rate: linear warm-up times linear decay to 0."""
+    return min(1.0, (step + 1) / warmup) * (1 - step / steps)
 
 
 def train(
@@ -437,7 +446,7 @@ def train(
     optimizers = make_optimizers(model, task.prelude_lr)
     generator = torch.Generator().manual_seed(seed)
     run = {"task": task.name, "config": asdict(model.config), "steps": steps, "seed": seed}
-    first = 0
+    first = total_loops = 0
     if resume:
         saved = load_checkpoint(checkpoint)
         for key, value in run.items():
@@ -446,7 +455,7 @@ def train(
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         generator.set_state(saved["generator"])
-        first, task.frontier = saved["step"], saved["frontier"]
+        first, total_loops, task.frontier = saved["step"], saved["loops"], saved["frontier"]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
     started, seen = time.perf_counter(), 0
@@ -454,7 +463,7 @@ def train(
         tokens, targets, n_loops = task.batch(generator)
         tokens, targets = tokens.to(device), targets.to(device)
         for group in groups:
-            group["lr"] = group["peak_lr"] * schedule(step, steps)
+            group["lr"] = task.lr_scale * group["peak_lr"] * schedule(step, steps)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             _, loss = model(tokens, targets, n_loops=n_loops, grad_loops=task.grad_loops)
         loss.backward()
@@ -466,18 +475,19 @@ def train(
         task.learned(n_loops, loss.item())
 
         done, seen, stopped = step + 1, seen + tokens.numel(), stop()
+        total_loops += n_loops
         if done % 25 == 0 or done == steps:
             seconds = time.perf_counter() - started
-            print(
-                f"step {done:4d}/{steps}  loops {n_loops:2d}  loss {loss.item():6.3f}"
-                f"  rho(A) {model.spectral_radius():.3f}"
-                f"  busiest expert {(load.amax(-1) / load.mean(-1)).max():.2f}× mean"
-                f"  {seen / seconds:6,.0f} tokens/s"
-                f"  {seconds / (done - first) * (steps - done):4.0f} s left",
-                flush=True,
-            )
+            line = f"step {done:4d}/{steps}  loops {n_loops:2d}  loss {loss.item():6.3f}"
+            if model.config.recurrent_layers:
+                line += f"  rho(A) {model.spectral_radius():.3f}"
+            if load.numel():
+                busiest = (load.amax(-1) / load.mean(-1)).max()
+                line += f"  busiest expert {busiest:.2f}× mean"
+            left = seconds / (done - first) * (steps - done)
+            print(f"{line}  {seen / seconds:6,.0f} tokens/s  {left:4.0f} s left", flush=True)
         if done % 50 == 0 or done == steps or stopped:
-            state = {"run": run, "step": done, "frontier": task.frontier}
+            state = {"run": run, "step": done, "loops": total_loops, "frontier": task.frontier}
             state |= {"model": model.state_dict(), "generator": generator.get_state()}
             state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
             write_atomically(checkpoint, partial(torch.save, state))
