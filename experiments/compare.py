@@ -4,7 +4,7 @@
     python -m experiments.compare                    chains: pointer chasing
     python -m experiments.compare --task text        the bytes of Python's own library
     python -m experiments.compare --task stability   short runs at four learning rates
-    python -m experiments.compare --report           no training: tables and pictures of what is kept
+    python -m experiments.compare --report           no training, only tables and pictures
 
 A variant is the toy of train_tiny.py with a few values changed, on the same data, steps, batch size
 and seeds. Each trained variant leaves one JSON in experiments/results, and one that has its JSON is
@@ -29,7 +29,13 @@ from torch import Tensor, nn
 
 from mythos import RecurrentDepthTransformer, expect
 from train_tiny import (
-    Chains, Text, load_checkpoint, logits_per_loop, mean, train, write_atomically,
+    Chains,
+    Text,
+    load_checkpoint,
+    logits_per_loop,
+    mean,
+    train,
+    write_atomically,
 )  # fmt: skip
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,15 +82,15 @@ class FixedLoops(Chains):
 class FlatText(Text):
     """Text for a model without loops."""
 
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-        return *super().batch(generator)[:2], 0
+    def draw_loops(self, generator: torch.Generator) -> int:
+        return 0
 
 
 class FixedText(Text):
     """Always the mean number of loops, gradient through all of them."""
 
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-        return *super().batch(generator)[:2], self.mean_loops
+    def draw_loops(self, generator: torch.Generator) -> int:
+        return self.mean_loops
 
 
 class InputOnce(RecurrentDepthTransformer):
@@ -159,8 +165,8 @@ class Variant(NamedTuple):
     model: type = RecurrentDepthTransformer
 
 
-# Dense layers without a loop. d_ff makes 3 of them as large as the loop's model, and lets 14 execute
-# as many parameters per token as the loop does in 12 loops (a test compares).
+# Dense layers without a loop. d_ff is chosen so that 3 of them have as many parameters as the model
+# with the loop, and 14 as many FLOPs as its 12 loops (a test compares).
 SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=3, d_ff=448)
 SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=14, d_ff=222)
 TEXT_SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=4, d_ff=436)
@@ -235,7 +241,7 @@ def measure_chains(model: RecurrentDepthTransformer, task: Chains) -> dict:
 
 
 def dynamics(model: RecurrentDepthTransformer, tokens: Tensor, most: int = 256) -> dict:
-    """Mean state norm after 1, 2, 4 … loops, rho(A), and the gain of the first and settled loop."""
+    """Mean state norm after 1, 2, 4 … loops; rho(A); the gain of the first and a settled loop."""
     norms = model.diagnostics(tokens, n_loops=most)["state_norm"].mean(dim=(1, 2))
     rng = torch.Generator().manual_seed(0)
     return {
@@ -391,8 +397,9 @@ def chains_tables(found: dict[str, list[dict]]) -> list[str]:
             )
     return [
         markdown(
-            "| variant | what differs | seeds | parameters | training TFLOPs | worst of 0–5 hops, 12 loops"
-            " | 6 hops | 8 hops | 10 hops | 10 hops, 32 loops | reach |",
+            "| variant | what differs | seeds | parameters | training TFLOPs"
+            " | worst of 0–5 hops, 12 loops | 6 hops | 8 hops | 10 hops | 10 hops, 32 loops"
+            " | reach |",
             quality,
         ),
         markdown(
@@ -401,8 +408,9 @@ def chains_tables(found: dict[str, list[dict]]) -> list[str]:
             motion,
         ),
         markdown(
-            "| variant | halting below 0.3: accuracy | mean loops | more loops for 10 hops than for 0"
-            " | best fixed loop count | fixed at halting's mean | random exit |",
+            "| variant | halting below 0.3: accuracy | mean loops"
+            " | more loops for 10 hops than for 0 | best fixed loop count"
+            " | fixed at halting's mean | random exit |",
             halting,
         ),
     ]
@@ -434,7 +442,8 @@ def text_tables(found: dict[str, list[dict]]) -> list[str]:
     ]
     return [
         markdown(
-            "| variant | what differs | seeds | parameters | training TFLOPs | 1 loop | 2 | 4 | 8 | 16 | 32 |",
+            "| variant | what differs | seeds | parameters | training TFLOPs"
+            " | 1 loop | 2 | 4 | 8 | 16 | 32 |",
             rows,
         ),
         markdown(
