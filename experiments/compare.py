@@ -213,6 +213,7 @@ VARIANTS = {
 
 MOST_LOOPS = 32
 HALT_THRESHOLD = Chains.halt_threshold
+NORM_LOOPS = (1, 16, 256)  # where the tables show the norm of the state
 TEXT_LOOPS = [1, 2, 3, 4, 6, 8, 12, 16, 24, MOST_LOOPS]
 
 
@@ -240,8 +241,9 @@ def measure_chains(model: RecurrentDepthTransformer, task: Chains) -> dict:
     return {"accuracy": accuracy, "halting": halting} | dynamics(model, tokens[:8])
 
 
-def dynamics(model: RecurrentDepthTransformer, tokens: Tensor, most: int = 256) -> dict:
+def dynamics(model: RecurrentDepthTransformer, tokens: Tensor) -> dict:
     """Mean state norm after 1, 2, 4 … loops; rho(A); the gain of the first and a settled loop."""
+    most = NORM_LOOPS[-1]
     norms = model.diagnostics(tokens, n_loops=most)["state_norm"].mean(dim=(1, 2))
     rng = torch.Generator().manual_seed(0)
     return {
@@ -362,6 +364,9 @@ def reach(numbers: dict) -> int:
     return next((k for k, a in enumerate(accuracy) if a < 0.9), len(accuracy)) - 1
 
 
+NORM_HEAD = "state norm after " + " | ".join(f"{L} loops" for L in NORM_LOOPS)
+
+
 def chains_tables(found: dict[str, list[dict]]) -> list[str]:
     trained, deep, last = Chains.train_hops, Chains.train_loops, Chains.longest - 1
     quality, motion, halting = [], [], []
@@ -380,7 +385,7 @@ def chains_tables(found: dict[str, list[dict]]) -> list[str]:
         if "rho" in runs[0]:
             motion.append(
                 [name]
-                + [over(lambda n, L=L: n["state_norm"][L]) for L in ("1", "16", "256")]
+                + [over(lambda n, L=L: n["state_norm"][L]) for L in map(str, NORM_LOOPS)]
                 + [over(lambda n: n["rho"], ".2f")]
                 + [over(lambda n, L=L: n["gain"][L], ".2f") for L in ("0", str(MOST_LOOPS))]
             )
@@ -403,8 +408,7 @@ def chains_tables(found: dict[str, list[dict]]) -> list[str]:
             quality,
         ),
         markdown(
-            "| variant | state norm after 1 loop | 16 loops | 256 loops | rho(A) | gain, first loop"
-            " | gain, after 32 loops |",
+            f"| variant | {NORM_HEAD} | rho(A) | gain, first loop | gain, after 32 loops |",
             motion,
         ),
         markdown(
@@ -457,14 +461,11 @@ def stability_tables(found: dict[str, list[dict]]) -> list[str]:
     rows = [
         [name]
         + [spread([n["frontier"] for n in runs], ".0f")]
-        + [spread([n["state_norm"][L] for n in runs], ".3g") for L in ("1", "16", "256")]
+        + [spread([n["state_norm"][L] for n in runs], ".3g") for L in map(str, NORM_LOOPS)]
         + [spread([n["rho"] for n in runs], ".2f")]
         for name, runs in found.items()
     ]
-    head = (
-        "| variant | frontier reached | state norm after 1 loop | 16 loops | 256 loops | rho(A) |"
-    )
-    return [markdown(head, rows)]
+    return [markdown(f"| variant | frontier reached | {NORM_HEAD} | rho(A) |", rows)]
 
 
 TABLES = {"chains": chains_tables, "text": text_tables, "stability": stability_tables}

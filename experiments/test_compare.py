@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: MIT
+"""Tests of compare.py. Each one's docstring names the mistake that makes it fail."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_tiny
+from experiments import compare
+from mythos import RecurrentDepthTransformer
+
+torch.set_num_threads(1)
+
+ROOT = Path(train_tiny.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Both tasks shrunk to what a test can train."""
+    for task in (train_tiny.Chains, train_tiny.Text):
+        full = task.config
+        monkeypatch.setattr(
+            task,
+            "config",
+            lambda self, a, f=full: dataclasses.replace(
+                f(self, a), d_model=32, n_heads=2, num_experts=4
+            ),
+        )
+        monkeypatch.setattr(task, "batch_size", 4)
+    monkeypatch.setattr(train_tiny.Chains, "test_size", 8)
+    monkeypatch.setattr(train_tiny.Text, "context", 32)
+    monkeypatch.setattr(train_tiny.Text, "test_bytes", 2000)
+    monkeypatch.setattr(compare, "NORM_LOOPS", (1, 4, 16))
+
+
+def build(name: str, kind: str = "chains") -> RecurrentDepthTransformer:
+    """An untrained variant whose zero-initialised parameters are not zero any more."""
+    variant = compare.VARIANTS[kind][name]
+    config = dataclasses.replace(variant.task().config("mla"), **variant.config)
+    model = variant.model(config).eval()
+    for p in model.parameters():
+        if p.requires_grad and not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    return model
+
+
+def states(model: RecurrentDepthTransformer, tokens: torch.Tensor, n_loops: int) -> list:
+    """h_1, h_2, ..."""
+    e, place = model.run_prelude(tokens)
+    found = []
+    model.run_loop(e, place, n_loops, states=found)
+    return found
+
+
+@pytest.mark.parametrize("kind", compare.VARIANTS)
+def test_quick_trains_measures_and_reports_every_variant(kind, small, tmp_path, capsys):
+    """A variant that crashes or is missing from the tables; a JSON or picture that is not kept."""
+    results, names = tmp_path / "new" / "results", list(compare.VARIANTS[kind])
+    if kind == "stability":  # every change and every rate, not every pair
+        names = ["loop-lr0.33", "free-a-lr1", "no-injection-lr2", "fixed-loops-lr4"]
+    flags = ["--task", kind, "--results", str(results), "--runs", str(tmp_path / "runs")]
+    flags += ["--only", *names]
+    assert compare.main([*flags, "--quick", "--seeds", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(", seed 0: ") == len(names)
+    for name in names:
+        numbers = json.loads((results / kind / f"{name}-seed0.json").read_text())
+        assert (numbers["variant"], numbers["seed"], numbers["steps"]) == (name, 0, 2)
+        assert f"| {name} |" in printed
+    picture = tmp_path / "new" / f"compare-{kind}.png"
+    assert picture.is_file() == (kind in compare.DRAW)
+
+    assert compare.main([*flags, "--quick", "--seeds", "0"]) == 0  # nothing is trained twice,
+    again = capsys.readouterr().out
+    assert "step" not in again.replace("steps", "") and again in printed
+    for path in (tmp_path / "runs").rglob("*.pt"):  # nor for a report
+        path.unlink()
+    assert compare.main([*flags, "--report"]) == 0 and capsys.readouterr().out == again
+
+
+@pytest.mark.parametrize(
+    "flags, complaint",
+    [
+        (["--only", "flat"], "--only: got 'flat'"),
+        (["--quick"], "--quick: got 'no --results'"),
+        (["--task", "text", "--only", "dense"], "--only: got 'dense'"),
+    ],
+)
+def test_refuses_bad_flags(flags, complaint, capsys):
+    """A misspelt variant that trains nothing; two steps kept beside the real results."""
+    with pytest.raises(SystemExit):
+        compare.main(flags)
+    assert complaint in capsys.readouterr().err
+
+
+def test_interrupted_variant_goes_on_from_its_checkpoint(small, tmp_path, monkeypatch):
+    """Starting again, or losing the curriculum's state, after a run was cut off."""
+
+    def flags(name):
+        return ["loop", 0, tmp_path / name, tmp_path / f"{name}-runs", 52]
+
+    compare.run("chains", *flags("whole"))
+    real, calls = train_tiny.Chains.learned, []
+
+    def interrupt(self, *args):
+        calls.append(args)
+        if len(calls) == 51:  # a step after the checkpoint
+            raise KeyboardInterrupt
+        real(self, *args)
+
+    monkeypatch.setattr(train_tiny.Chains, "learned", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        compare.run("chains", *flags("cut"))
+    compare.run("chains", *flags("cut"))
+    assert len(calls) == 51 + 2
+    whole, cut = (
+        json.loads((tmp_path / name / "chains" / "loop-seed0.json").read_text())
+        for name in ("whole", "cut")
+    )
+    for numbers in (whole, cut):
+        del numbers["train_seconds"]
+    assert whole == cut
+
+
+def test_flat_models_are_as_large_or_as_expensive_as_the_loop():
+    """A comparison between models of unequal size: more than 2% apart."""
+    for kind, n_loops, context in (("chains", 12, 20), ("text", 4, 128)):
+        loop, params, flops = (build(n, kind) for n in ("loop", "flat-params", "flat-flops"))
+        assert params.num_params() == pytest.approx(loop.num_params(), rel=0.02)
+        wanted = loop.flops_per_token(n_loops, context)
+        assert flops.flops_per_token(0, context) == pytest.approx(wanted, rel=0.02)
+        assert not params.recurrent and not flops.recurrent
+
+
+def test_flat_models_learn_the_end_within_reach():
+    """Targets that need a T, which a flat model is not told; a curriculum that never climbs."""
+    for kind, farthest in ((compare.Ends, 5), (compare.DeepEnds, 10)):
+        task, rng = kind(), torch.Generator().manual_seed(0)
+        for frontier in range(1, farthest + 3):
+            assert task.frontier == min(frontier, farthest)
+            tokens, targets, n_loops = task.batch(rng)
+            n = task.n_nodes
+            edges, queries, answers = tokens[:, :n] - n, tokens[:, n:], targets[:, n:]
+            after = torch.zeros_like(edges).scatter(1, edges // n, edges % n)
+            at, hops = queries, torch.zeros_like(queries)
+            for _ in range(n):
+                hops += at != after.gather(1, at)
+                at = after.gather(1, at)
+            scored = hops <= task.frontier
+            assert n_loops == 0 and torch.equal(answers, torch.where(scored, at, -100))
+            task.learned(n_loops, 0.5)  # not yet mastered
+            assert task.frontier == min(frontier, farthest)
+            task.learned(n_loops, 0.1)
+
+
+def test_loop_counts_of_the_tasks():
+    """A "fixed" count that varies, and a flat model that is asked to loop."""
+    rng = torch.Generator().manual_seed(0)
+    tasks = [compare.FixedLoops(), compare.FixedText(), compare.FlatText()]
+    counts = [{task.batch(rng)[2] for _ in range(20)} for task in tasks]
+    assert counts == [{12}, {4}, {0}]
+
+
+def test_no_injection_keeps_b_at_zero(small, tmp_path):
+    """B that training brings back."""
+    compare.run("chains", "no-injection", 0, tmp_path / "results", tmp_path, 3)
+    saved = train_tiny.load_checkpoint(tmp_path / "chains" / "no-injection-seed0.pt")
+    assert not saved["model"]["state_update.b"].any()
+    assert saved["model"]["recurrent.0.attention.out_proj.weight"].any()
+
+
+def test_input_once_forgets_the_input():
+    """e that still enters after the first loop, or that does not enter the first."""
+    model = build("input-once")
+    place = model.run_prelude(torch.arange(6)[None])[1]
+    h, e, other = torch.randn(3, 1, 6, model.config.d_model).unbind(0)
+    torch.testing.assert_close(model.step(h, e, place), model.step(h, other, place))
+    start = torch.zeros_like(h)
+    assert not torch.allclose(model.step(start, e, place), model.step(start, other, place))
+
+
+@pytest.mark.parametrize("name", ["loop-index", "loop-lora"])
+def test_loop_number_matters_and_starts_again_with_each_call(name):
+    """A loop counter that is ignored, or that goes on counting from the call before."""
+    model, tokens = build(name), torch.arange(6)[None]
+    first, again = states(model, tokens, 3), states(model, tokens, 3)
+    torch.testing.assert_close(first, again)
+    if name == "loop-lora":
+        model.lora_scale.data[1:] *= 3
+        changed = states(model, tokens, 3)
+        torch.testing.assert_close(first[0], changed[0])
+        assert not torch.allclose(first[1], changed[1])
+        states(model, tokens, len(model.lora_scale) + 2)  # beyond the last scale
+    else:
+        e, place = model.run_prelude(tokens)
+        h = torch.randn_like(e)
+        assert not torch.allclose(model.step(h, e, place), model.step(h, e, place))
+
+
+def test_lora_starts_as_the_plain_model():
+    """A comparison whose two sides differ before training."""
+    plain, lora = (compare.VARIANTS["chains"][n].model() for n in ("loop", "loop-lora"))
+    missing = lora.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert all(name.startswith("lora_") for name in missing)
+    tokens = torch.arange(6)[None]
+    torch.testing.assert_close(plain.eval()(tokens)[0], lora.eval()(tokens)[0])
+
+
+def test_random_exit_spends_what_halting_spends(small):
+    """A control that is given fewer loops: with accuracy = loops / 100 it scores the mean."""
+
+    class Counts(train_tiny.Chains):
+        test_size = 8
+
+        def measure(self, model, loops, threshold=None):
+            right, used = super().measure(model, loops, threshold)
+            return {L: [L / 100] * self.longest for L in loops}, used
+
+    numbers = compare.measure_chains(build("loop"), Counts())["halting"]
+    assert 1 < train_tiny.mean(numbers["loops"]) < 32
+    assert numbers["random exit"] == pytest.approx(train_tiny.mean(numbers["loops"]) / 100)
+    assert 0 <= numbers["fixed at the mean"] - numbers["random exit"] < 0.01
+
+
+def test_training_flops_by_hand():
+    """FLOPs that forget the loops, the backward pass, or the batch."""
+    loop, flat = build("loop"), build("flat-params")
+    task, tokens = train_tiny.Chains(), 48 * 40
+    once, more = loop.flops_per_token(1, 20), loop.flops_per_token(5, 20)
+    assert compare.training_flops(loop, task, 1, 1) == pytest.approx(3 * tokens * once)
+    assert compare.training_flops(loop, task, 2, 6) == pytest.approx(3 * tokens * (once + more))
+    assert compare.training_flops(flat, compare.Ends(), 2, 0) == pytest.approx(
+        3 * 2 * tokens * flat.flops_per_token(0, 20)
+    )
+
+
+def test_reach_and_spread():
+    """Off-by-one in the largest hop count answered; a spread that hides a seed."""
+
+    def numbers(*accuracy):
+        return {"accuracy": {"12": list(accuracy)}}
+
+    assert compare.reach(numbers(1.0, 0.95, 0.91, 0.2, 1.0)) == 2
+    assert compare.reach(numbers(0.5, 1.0)) == -1 and compare.reach(numbers(1.0, 0.9)) == 1
+    assert compare.spread([1.0, 3.0, 2.0]) == "2.0 (1.0 to 3.0)"
+    assert compare.spread([2.04, 1.96]) == "2.0"
+
+
+def kept() -> dict[str, dict[str, list[dict]]]:
+    found = {kind: compare.load_results(kind, compare.RESULTS) for kind in compare.VARIANTS}
+    return {kind: variants for kind, variants in found.items() if variants}
+
+
+@pytest.mark.parametrize("kind", kept())
+def test_readme_has_the_tables_of_the_kept_results(kind):
+    """A number typed by hand, or one that outlived the run it came from."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for table in compare.TABLES[kind](kept()[kind]):
+        for line in table.splitlines():
+            assert line in readme
+    for name, runs in kept()[kind].items():
+        assert all(n["steps"] == compare.STEPS[kind] for n in runs), name
+        assert len({n["seed"] for n in runs}) >= 3 or f"{name}: one seed" in readme, name
+    assert re.search(rf"experiments/compare-{kind}\.png", readme) or kind not in compare.DRAW
