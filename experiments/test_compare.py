@@ -231,6 +231,25 @@ def test_random_exit_spends_what_halting_spends(small):
     assert 0 <= numbers["fixed at the mean"] - numbers["random exit"] < 0.01
 
 
+def test_some_positions_halt_and_others_do_not(small, monkeypatch):
+    """Edges taken for queries: whoever may halt within 32 loops is still, the others move on."""
+    seen, real = [], train_tiny.Chains.measure
+
+    def spy(self, model, loops, threshold=None):
+        if isinstance(threshold, torch.Tensor):
+            tokens = self.test_set()[0]
+            seen.append(train_tiny.logits_per_loop(model, tokens, loops, threshold)[1])
+        return real(self, model, loops, threshold)
+
+    monkeypatch.setattr(train_tiny.Chains, "measure", spy)
+    monkeypatch.setattr(compare, "HALT_THRESHOLD", 1e9)  # whoever may, halts after its second loop
+    numbers = compare.measure_chains(build("loop"), train_tiny.Chains())["halting"]
+    edges, queries = seen
+    assert (edges[:, :20] < 3).all() and (edges[:, 20:] == 32).all()
+    assert (queries[:, 20:] < 3).all() and (queries[:, :20] == 32).all()
+    assert {*compare.HALTING_CONTROLS} <= {*numbers}
+
+
 def test_training_flops_by_hand():
     """FLOPs that forget the loops, the backward pass, or the batch."""
     loop, flat = build("loop"), build("flat-params")
