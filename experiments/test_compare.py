@@ -250,6 +250,14 @@ def test_some_positions_halt_and_others_do_not(small, monkeypatch):
     assert {*compare.HALTING_CONTROLS} <= {*numbers}
 
 
+def test_far_questions_are_14_hops_away():
+    """A "further" that is no further than the test of train_tiny.py."""
+    task = compare.Far()
+    tokens, ends, distance = task.test_set()
+    assert sum(task.decoys) + task.longest == task.n_nodes
+    assert distance.max() == 14 and (ends[distance == 0] == tokens[:, 20:][distance == 0]).all()
+
+
 def test_training_flops_by_hand():
     """FLOPs that forget the loops, the backward pass, or the batch."""
     loop, flat = build("loop"), build("flat-params")
