@@ -40,6 +40,8 @@ def small(monkeypatch):
     monkeypatch.setattr(train_tiny.Text, "context", 32)
     monkeypatch.setattr(train_tiny.Text, "test_bytes", 2000)
     monkeypatch.setattr(compare, "NORM_LOOPS", (1, 4, 16))
+    monkeypatch.setattr(compare, "RING_HOPS", (2, 4))
+    monkeypatch.setattr(compare, "MOST_LOOPS", 12)
 
 
 def build(name: str, kind: str = "chains") -> RecurrentDepthTransformer:
@@ -226,13 +228,13 @@ def test_random_exit_spends_what_halting_spends(small):
             return {L: [L / 100] * self.longest for L in loops}, used
 
     numbers = compare.measure_chains(build("loop"), Counts())["halting"]
-    assert 1 < train_tiny.mean(numbers["loops"]) < 32
+    assert 1 < train_tiny.mean(numbers["loops"]) < compare.MOST_LOOPS
     assert numbers["random exit"] == pytest.approx(train_tiny.mean(numbers["loops"]) / 100)
     assert 0 <= numbers["fixed at the mean"] - numbers["random exit"] < 0.01
 
 
 def test_some_positions_halt_and_others_do_not(small, monkeypatch):
-    """Edges taken for queries: whoever may halt within 32 loops is still, the others move on."""
+    """Edges taken for queries: whoever may halt is still soon, the others move on."""
     seen, real = [], train_tiny.Chains.measure
 
     def spy(self, model, loops, threshold=None):
@@ -245,8 +247,8 @@ def test_some_positions_halt_and_others_do_not(small, monkeypatch):
     monkeypatch.setattr(compare, "HALT_THRESHOLD", 1e9)  # whoever may, halts after its second loop
     numbers = compare.measure_chains(build("loop"), train_tiny.Chains())["halting"]
     edges, queries = seen
-    assert (edges[:, :20] < 3).all() and (edges[:, 20:] == 32).all()
-    assert (queries[:, 20:] < 3).all() and (queries[:, :20] == 32).all()
+    assert (edges[:, :20] < 3).all() and (edges[:, 20:] == 12).all()
+    assert (queries[:, 20:] < 3).all() and (queries[:, :20] == 12).all()
     assert {*compare.HALTING_CONTROLS} <= {*numbers}
 
 
@@ -256,6 +258,22 @@ def test_far_questions_are_14_hops_away():
     tokens, ends, distance = task.test_set()
     assert sum(task.decoys) + task.longest == task.n_nodes
     assert distance.max() == 14 and (ends[distance == 0] == tokens[:, 20:][distance == 0]).all()
+
+
+def test_ring_answers_by_walking():
+    """A "ring" with an end, and answers that are a hop off."""
+    tokens, answers = compare.ring_set(3)
+    after = [dict(divmod(edge - 20, 20) for edge in row[:20]) for row in tokens.tolist()]
+    for row, (successor, queries) in enumerate(zip(after, tokens[:, 20:].tolist(), strict=True)):
+        for T, wanted in answers.items():
+            at = list(queries)
+            for _ in range(T):
+                at = [successor[i] for i in at]
+            assert at == wanted[row].tolist()
+        walk = [0]
+        while (after_it := successor[walk[-1]]) != 0:
+            walk.append(after_it)
+        assert len(walk) == 20
 
 
 def test_training_flops_by_hand():
