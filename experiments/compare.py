@@ -313,8 +313,10 @@ def measure_text(model: RecurrentDepthTransformer, task: Text) -> dict:
         return {"bits_per_byte": task.measure(model, [0])}
     bits = task.measure(model, TEXT_LOOPS)
     windows, halting = task.test_set()[::8], {}
-    full, _ = logits_per_loop(model, windows[:, :-1], [MOST_LOOPS])
-    surprise = F.cross_entropy(full[MOST_LOOPS].mT, windows[:, 1:], reduction="none") / math.log(2)
+    full, _ = logits_per_loop(model, windows[:, :-1], [task.mean_loops, MOST_LOOPS])
+    for L, logits in full.items():
+        surprise = F.cross_entropy(logits.mT, windows[:, 1:], reduction="none") / math.log(2)
+        halting[f"never, {L} loops"] = {"bits_per_byte": surprise.mean().item(), "loops": L}
     for threshold in (0.3, 0.1, 0.03):
         logits, used = logits_per_loop(model, windows[:, :-1], [MOST_LOOPS], threshold)
         cost = F.cross_entropy(logits[MOST_LOOPS].mT, windows[:, 1:]) / math.log(2)
@@ -324,7 +326,6 @@ def measure_text(model: RecurrentDepthTransformer, task: Text) -> dict:
             "loops": pair[0].mean().item(),
             "correlation with surprise": torch.corrcoef(pair)[0, 1].item(),
         }
-    halting["never"] = {"bits_per_byte": surprise.mean().item(), "loops": MOST_LOOPS}
     return {"bits_per_byte": bits, "halting": halting} | dynamics(model, windows[:2, :-1])
 
 
@@ -488,19 +489,13 @@ def text_tables(found: dict[str, list[dict]]) -> list[str]:
         + [cells(runs, L) for L in (1, 2, 4, 8, 16, 32)]
         for name, runs in found.items()
     ]
-    halting = [
-        [name, threshold]
-        + [spread([n["halting"][threshold]["bits_per_byte"] for n in runs], ".3f")]
-        + [spread([n["halting"][threshold]["loops"] for n in runs], ".1f")]
-        + [
-            spread(
-                [n["halting"][threshold].get("correlation with surprise", 0) for n in runs], ".2f"
-            )
-        ]
-        for name, runs in found.items()
-        if "halting" in runs[0]
-        for threshold in runs[0]["halting"]
-    ]
+    halting, columns = [], (("bits_per_byte", ".3f"), ("loops", ".1f"))
+    columns += (("correlation with surprise", ".2f"),)
+    for name, runs in found.items():
+        for threshold, first in runs[0].get("halting", {}).items():
+            values = {k: [n["halting"][threshold][k] for n in runs] for k in first}
+            row = [spread(values[k], form) if k in values else "–" for k, form in columns]
+            halting.append([name, threshold, *row])
     return [
         markdown(
             "| variant | what differs | seeds | parameters | training TFLOPs"
