@@ -196,10 +196,10 @@ VARIANTS = {
         "loop-lora": Variant("with a LoRA per loop", model=LoopLoRA),
     },
     "text": {
-        "loop": Variant("the toy of train_tiny.py", task=Text),
+        "loop": Variant("random loop counts, mean 4: the toy of train_tiny.py", task=Text),
         "flat-params": Variant("same parameters, no loop", TEXT_SAME_PARAMS, FlatText),
         "flat-flops": Variant("same FLOPs as 4 loops, no loop", TEXT_SAME_FLOPS, FlatText),
-        "fixed-loops": Variant("always the mean number of loops", task=FixedText),
+        "fixed-loops": Variant("always 4 loops in training", task=FixedText),
     },
     "stability": {
         f"{name}-lr{scale}": variant
@@ -480,8 +480,10 @@ def chains_tables(found: dict[str, list[dict]]) -> list[str]:
 
 def text_tables(found: dict[str, list[dict]]) -> list[str]:
     def cells(runs: list[dict], L: int) -> str:
-        bits = [n["bits_per_byte"].get(str(L)) or n["bits_per_byte"].get("0") for n in runs]
-        return spread(bits, ".3f")
+        bits = [n["bits_per_byte"].get(str(L)) for n in runs]
+        if L == 1 and "0" in runs[0]["bits_per_byte"]:
+            bits = [n["bits_per_byte"]["0"] for n in runs]
+        return "–" if None in bits else spread(bits, ".3f")
 
     rows = [
         [name, VARIANTS["text"][name].what, f"{len(runs)}", f"{runs[0]['parameters']:,}"]
@@ -499,7 +501,7 @@ def text_tables(found: dict[str, list[dict]]) -> list[str]:
     return [
         markdown(
             "| variant | what differs | seeds | parameters | training TFLOPs"
-            " | 1 loop | 2 | 4 | 8 | 16 | 32 |",
+            " | 1 loop, or none | 2 | 4 | 8 | 16 | 32 |",
             rows,
         ),
         markdown(
@@ -538,11 +540,11 @@ def draw_chains(found: dict[str, list[dict]], path: Path) -> None:
         left.fill_between(hops, by_seed.amin(0), by_seed.amax(0), color=line.get_color(), alpha=0.2)
     guess = 100 / (1 + len(Chains.decoys))
     left.axhline(guess, color="grey", linewidth=1)
-    left.text(last, guess + 1, "guessing", ha="right", color="grey")
+    left.text(0, guess - 1, "guessing", va="top", color="grey")
     left.axvline(Chains.train_hops + 0.5, color="black", linewidth=0.8, linestyle="--")
     left.set(xlabel="hops to the end of the chain", ylabel="accuracy (%)", ylim=(0, 102))
     left.set_title("Looping against stacking")
-    left.legend(fontsize="small", loc="center left")
+    left.legend(fontsize="small", loc="center right")
 
     names = [name for name in found if not name.startswith("flat")][::-1]
     for row, name in enumerate(names):
