@@ -72,6 +72,12 @@ class DeepEnds(Ends):
     farthest = 10
 
 
+class SlowEnds(Ends):
+    """A third of the learning rates, which were found for the loop: 14 layers may want less."""
+
+    lr_scale = 1 / 3
+
+
 class Far(Chains):
     """A test of 14 hops instead of 10: almost three times as far as any training answer."""
 
@@ -185,6 +191,7 @@ VARIANTS = {
         "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, Ends),
         "flat-params-deep": Variant("3 layers, trained to 10 hops", SAME_PARAMS, DeepEnds),
         "flat-flops-deep": Variant("14 layers, trained to 10 hops", SAME_FLOPS, DeepEnds),
+        "flat-flops-slow": Variant("14 layers, a third of the learning rate", SAME_FLOPS, SlowEnds),
         "fixed-loops": Variant("always 12 loops in training", {}, FixedLoops),
         "no-injection": Variant("B = 0", model=NoInjection),
         "input-once": Variant("e in the first loop only", model=InputOnce),
