@@ -291,7 +291,7 @@ class MultiHeadLatentAttention(nn.Module):
         N, value = rows.shape[1], self.v_head_dim
         cost_expanded = N * Z * (nope + value) + T * N * (nope + rope + value)
         cost_absorbed = T * Z * (nope + value) + T * N * (Z + rope + Z)
-        attend = self.absorbed if cost_absorbed < cost_expanded else self.expanded
+        attend = self.absorbed if N > T and cost_absorbed < cost_expanded else self.expanded
         return self.out_proj(attend(q_nope, q_rope, rows, mask).transpose(1, 2).flatten(2))
 
     def expanded(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -302,26 +302,29 @@ class MultiHeadLatentAttention(nn.Module):
         k_nope, v = kv.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         k_rope = k_rope[:, None].expand(-1, self.n_heads, -1, -1)  # the same key for every head
         q, k = torch.cat([q_nope, q_rope], dim=-1), torch.cat([k_nope, k_rope], dim=-1)
+        # The fast kernels want values as wide as keys: zeros make them so.
+        v = F.pad(v, (0, max(0, q.shape[-1] - self.v_head_dim)))
         causal = mask is None and q.shape[2] > 1
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return out[..., : self.v_head_dim]
 
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
         """Attend to the rows themselves, never rebuilding a key or value: (B, H, T, v_head_dim).
 
         q·(U_k·latent) = (U_kᵀ·q)·latent and Σ p·(U_v·latent) = U_v·(Σ p·latent): U_k moves into
-        the query, U_v behind the sum, and all heads read the same row, as if G were 1.
+        the query, U_v behind the sum. All heads then read the same rows, each row key and value
+        at once: to the kernel they are H·T queries of a single head.
         """
-        nope, value = self.qk_nope_head_dim, self.v_head_dim
-        up = self.kv_up_proj.weight.view(self.n_heads, nope + value, -1)  # (H, nope + value, Z)
-        U_k, U_v = up.split([nope, value], dim=1)
-        q = torch.cat([q_nope @ U_k, q_rope], dim=-1)  # (B, H, T, W)
-        k, v = rows[:, None], rows[:, None, :, : self.kv_lora_rank]  # (B, 1, N, W), (B, 1, N, Z)
+        (B, H, T, nope), Z = q_nope.shape, self.kv_lora_rank
+        U_k, U_v = self.kv_up_proj.weight.view(H, -1, Z).split([nope, self.v_head_dim], dim=1)
+        q = torch.cat([torch.einsum("bhtn,hnz->bhtz", q_nope, U_k), q_rope], dim=-1)  # (.., T, W)
+        mask = None if mask is None else mask.repeat(H, 1)  # (H·T, N)
         # The score is still one of nope + rope numbers, though q and k are now W wide.
-        causal, scale = mask is None and q.shape[2] > 1, (nope + q_rope.shape[-1]) ** -0.5
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
-        )
-        return out @ U_v.transpose(1, 2)
+        scale = (nope + q_rope.shape[-1]) ** -0.5
+        q, rows = q.view(B, 1, H * T, -1), rows[:, None]  # (B, 1, H·T, W), (B, 1, N, W)
+        out = F.scaled_dot_product_attention(q, rows, rows, attn_mask=mask, scale=scale)
+        out = out.view(B, H, T, -1)[..., :Z]  # a row's last numbers are its RoPE key: no value
+        return torch.einsum("bhtz,hvz->bhtv", out, U_v)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -340,6 +343,33 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+@torch.library.custom_op("mythos::grouped_mm", mutates_args=())
+def traceable_grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+    """F.grouped_mm for torch.compile and the meta device, where PyTorch's own knows bf16 alone.
+
+    Rows offs[i−1] up to offs[i] of x (n, D) times weight[i] of (E, D, F): (n, F). In the backward
+    pass also x (D, n) times weight (n, F), both cut along n: (E, D, F).
+    """
+    return F.grouped_mm(x, weight, offs=offs)
+
+
+@traceable_grouped_mm.register_fake
+def _(x, weight, offs):
+    shape = (x.shape[0], weight.shape[-1])
+    return x.new_empty(shape if weight.dim() == 3 else (*offs.shape, *shape))
+
+
+def _grouped_mm_backward(ctx, grad):
+    x, weight, offs = ctx.saved_tensors
+    mm = traceable_grouped_mm
+    return mm(grad, weight.mT, offs), mm(x.mT, grad, offs), None
+
+
+traceable_grouped_mm.register_autograd(
+    _grouped_mm_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+)
 
 
 class MixtureOfExperts(nn.Module):
@@ -402,8 +432,6 @@ class MixtureOfExperts(nn.Module):
         Sorted by expert, the (token, expert) pairs of one expert lie next to each other;
         `F.grouped_mm` multiplies each such group with its expert's matrix.
         """
-        if x.is_meta:  # shapes only: F.grouped_mm has a rule for them in bf16 alone
-            return torch.empty_like(x)
         E, K = self.router_bias.numel(), self.num_experts_per_token
         expert, pair = chosen.flatten().sort(stable=True)  # (n·K,) each
         token = pair // K
@@ -415,14 +443,16 @@ class MixtureOfExperts(nn.Module):
                 self.load += ends.diff(prepend=ends.new_zeros(1))
         # Autocast does not reach F.grouped_mm; hand it the dtype that autocast would choose.
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        autocast = not x.is_meta and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
         gate_proj, up_proj, down_proj = (
             w.to(dtype) for w in (self.gate_proj, self.up_proj, self.down_proj)
         )
+        traced = torch.compiler.is_compiling() or x.is_meta
+        mm = traceable_grouped_mm if traced else F.grouped_mm
         rows = x[token].to(dtype)  # (n·K, D)
-        hidden = F.silu(F.grouped_mm(rows, gate_proj, offs=ends))
-        hidden = hidden * F.grouped_mm(rows, up_proj, offs=ends)  # (n·K, F)
-        out = F.grouped_mm(hidden, down_proj, offs=ends)  # (n·K, D)
+        hidden = F.silu(mm(rows, gate_proj, offs=ends)) * mm(rows, up_proj, offs=ends)  # (n·K, F)
+        out = mm(hidden, down_proj, offs=ends)  # (n·K, D)
         out = out * gates.flatten()[pair, None]
         return torch.zeros_like(x).index_add(0, token, out.to(x.dtype))
 

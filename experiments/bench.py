@@ -1,0 +1,476 @@
+# SPDX-License-Identifier: MIT
+"""How fast is Mythos on this machine, and how close to what the machine can do?
+
+    python -m experiments.bench                                   about 2 minutes on 2 cores
+    python -m experiments.bench --checkpoint runs/chains-mla-seed0.pt    and halting, on that toy
+    python -m experiments.bench --compile                         and torch.compile: minutes more
+
+Beside it, in the same run, two other packages if they are installed (neither is needed):
+    pip install --no-deps open-mythos==0.5.0       pip install transformers
+Whatever is compared takes turns, round by round, and the ratio of the medians is shown: on a busy
+machine a ratio means more than a rate. One table on the screen, and as JSON in --results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mythos import (
+    MixtureOfExperts,
+    MultiHeadLatentAttention,
+    MythosConfig,
+    RecurrentDepthTransformer,
+    expect,
+    get_model_config,
+)
+from train_tiny import Chains, find_device, load_checkpoint, write_atomically
+
+RESULTS = Path(__file__).parent / "results" / "bench.json"
+
+# The shapes at which OpenMythos was measured: 1 + 1×8 + 1 layers, 8 × 256 tokens.
+SHAPE = MythosConfig(
+    vocab_size=1024, d_model=256, max_seq_len=2048, n_heads=8, kv_lora_rank=64, q_lora_rank=64,
+    d_ff=344, max_loop_iters=8, num_experts=8, num_experts_per_token=2, d_expert=128,
+)  # fmt: skip
+MANY_EXPERTS = dict(num_experts=64, num_experts_per_token=4, d_expert=64)
+BATCH, LENGTH, DECODE_BATCH = 8, 256, 3
+CONTEXTS = (64, 256, 768, 1024)
+LOOPS = (1, 2, 4, 8, 16)
+ROUNDS = 5
+
+
+# ------------------------------------------------------------------------------------------------
+# Measuring
+# ------------------------------------------------------------------------------------------------
+
+
+def seconds(*calls: Callable[[], object], rounds: int | None = None) -> list[float]:
+    """The median time of each call. They take turns, so a slow minute hits all of them alike."""
+    times: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()  # the first call allocates and initialises
+    for _ in range(rounds or ROUNDS):
+        for call, kept in zip(calls, times, strict=True):
+            synchronize()
+            started = time.perf_counter()
+            call()
+            synchronize()
+            kept.append(time.perf_counter() - started)
+    return [statistics.median(kept) for kept in times]
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def precision(device: torch.device):
+    """fp32 on a CPU; on a GPU bf16 where autocast puts it, as in train_tiny.py."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def matmul_rate(device: torch.device, config: MythosConfig) -> float:
+    """FLOP/s of bare matrix products at the shapes of one looped block's weights: the limit."""
+    model = RecurrentDepthTransformer(config)
+    n, products = BATCH * LENGTH, []
+    for p in model.recurrent[0].parameters():  # norms, of one dimension, multiply nothing
+        if p.dim() == 2:
+            products.append((n, p.shape[1], p.shape[0]))  # a Linear, (out, in)
+        elif p.dim() == 3:  # each expert gets its share of the tokens
+            rows = n * config.num_experts_per_token // config.num_experts
+            products += [(rows, *p.shape[1:])] * config.num_experts
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    random = partial(torch.randn, device=device, dtype=dtype)
+    pairs = [(random(m, k), random(k, n)) for m, k, n in products]
+    (time_taken,) = seconds(lambda: [a @ b for a, b in pairs], rounds=3 * ROUNDS)
+    return sum(2 * m * k * n for m, k, n in products) / time_taken
+
+
+def train_step(model: torch.nn.Module, tokens: Tensor, loss: Callable) -> None:
+    """Forward and backward, no optimizer."""
+    model.zero_grad()
+    with precision(tokens.device):
+        value = loss(model, tokens)
+    value.backward()
+
+
+def our_loss(model: RecurrentDepthTransformer, tokens: Tensor) -> Tensor:
+    return model(tokens, tokens)[1]
+
+
+def their_loss(model: torch.nn.Module, tokens: Tensor) -> Tensor:
+    """Of a model that returns logits, or (transformers) an object that has them."""
+    out = model(tokens)
+    return F.cross_entropy(getattr(out, "logits", out).flatten(0, 1).float(), tokens.flatten())
+
+
+def decoder(model: RecurrentDepthTransformer, context: int) -> Callable[[], None]:
+    """A call that decodes 4 tokens behind `context` cached ones; it can be repeated."""
+    device = model.head.weight.device
+    cache = model.new_cache(DECODE_BATCH, context + 4)
+    prompt = torch.randint(model.config.vocab_size, (DECODE_BATCH, context), device=device)
+
+    def decode(tokens: Tensor) -> None:
+        with precision(device):
+            model(tokens, cache=cache)
+
+    decode(prompt)
+
+    def call() -> None:
+        cache.n_tokens = context  # forget the tokens of the call before
+        for _ in range(4):
+            decode(prompt[:, :1])
+
+    return call
+
+
+def loop_over_experts(moe: MixtureOfExperts, x: Tensor) -> Tensor:
+    """MixtureOfExperts.dispatch and route as one reads them in the paper; x (n, D) -> (n, D)."""
+    chosen, gates = moe.route(x)
+    out = torch.zeros_like(x)
+    for i in range(len(moe.router_bias)):
+        token, k = (chosen == i).nonzero(as_tuple=True)
+        hidden = F.silu(x[token] @ moe.gate_proj[i]) * (x[token] @ moe.up_proj[i])
+        out = out.index_add(0, token, gates[token, k, None] * (hidden @ moe.down_proj[i]))
+    return out
+
+
+def bytes_kept(model: RecurrentDepthTransformer, tokens: Tensor, grad_loops: int | None) -> int:
+    """Bytes that autograd keeps for the backward pass, the weights themselves left out."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        _, loss = model(tokens, tokens, grad_loops=grad_loops)
+    assert loss is not None  # alive until here: no address was used twice
+    return sum(kept.values())
+
+
+# ------------------------------------------------------------------------------------------------
+# Other packages
+# ------------------------------------------------------------------------------------------------
+
+
+def open_mythos(config: MythosConfig, device: torch.device):
+    """OpenMythos 0.5.0 at our shapes, or None. Its early exit is off: all loops run, as in ours."""
+    if importlib.util.find_spec("open_mythos") is None:
+        return None
+    from open_mythos.main import MythosConfig as TheirConfig
+    from open_mythos.main import OpenMythos
+
+    c, w = config, config.widths()
+    theirs = TheirConfig(
+        vocab_size=c.vocab_size, dim=c.d_model, n_heads=c.n_heads, max_seq_len=c.max_seq_len,
+        max_loop_iters=c.max_loop_iters, prelude_layers=1, coda_layers=1, kv_lora_rank=64,
+        q_lora_rank=c.q_lora_rank, qk_rope_head_dim=c.rope_width(), qk_nope_head_dim=w.head_dim,
+        v_head_dim=w.head_dim, n_experts=c.num_experts, n_shared_experts=c.num_shared_experts,
+        n_experts_per_tok=c.num_experts_per_token, expert_dim=w.d_expert, dropout=0.0,
+        act_threshold=1e9,
+    )  # fmt: skip
+    return OpenMythos(theirs).to(device)
+
+
+def their_decoder(model, context: int, vocab_size: int) -> Callable[[], None]:
+    """`decoder` for OpenMythos, whose cache is a dict that grows."""
+    prompt = torch.randint(
+        vocab_size, (DECODE_BATCH, context), device=next(model.parameters()).device
+    )
+    full: dict = {}
+    model(prompt, kv_cache=full)
+
+    def call() -> None:
+        cache = {key: dict(value) for key, value in full.items()}
+        for i in range(4):
+            model(prompt[:, :1], kv_cache=cache, start_pos=context + i)
+
+    return call
+
+
+def llama_width(flops: int, layers: int, c: MythosConfig) -> int:
+    """The intermediate_size with which a Llama of so many layers costs `flops` per token."""
+    D, per_layer = c.d_model, (flops - 2 * c.d_model * c.vocab_size) / layers
+    attention = 2 * 4 * D * D + 2 * 2 * D * (LENGTH // 2)  # q, k, v, out; scores and values
+    return round((per_layer - attention) / (2 * 3 * D) / 8) * 8
+
+
+def llama(flops: int, c: MythosConfig, device: torch.device):
+    """A plain Llama from `transformers` with the same FLOPs per token, or None."""
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    layers = c.prelude_layers + c.max_loop_iters * c.recurrent_layers + c.coda_layers
+    config = LlamaConfig(
+        vocab_size=c.vocab_size, hidden_size=c.d_model, num_attention_heads=c.n_heads,
+        num_key_value_heads=c.n_heads, num_hidden_layers=layers,
+        intermediate_size=llama_width(flops, layers, c), max_position_embeddings=c.max_seq_len,
+        use_cache=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(device)
+
+
+# ------------------------------------------------------------------------------------------------
+# The table: each function yields rows (what, value)
+# ------------------------------------------------------------------------------------------------
+
+Rows = list[tuple[str, str]]
+
+
+def training(device: torch.device) -> Rows:
+    """Tokens/s, FLOP/s and share of the limit; beside the other packages where installed."""
+    rows: Rows = []
+    tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
+    for config in (SHAPE, replace(SHAPE, **MANY_EXPERTS)):
+        E, limit = config.num_experts, matmul_rate(device, config)
+        rows.append((f"bare matrix products at the block's shapes, {E} experts", rate(limit)))
+        model = RecurrentDepthTransformer(config).to(device).train()
+        flops = model.flops_per_token(context=LENGTH // 2)
+        others = {"OpenMythos 0.5.0": open_mythos(config, device)}
+        if config is SHAPE:
+            others["a Llama of equal FLOPs (transformers)"] = llama(flops, config, device)
+        others = {name: other.train() for name, other in others.items() if other is not None}
+        calls = [partial(train_step, model, tokens, our_loss)]
+        calls += [partial(train_step, other, tokens, their_loss) for other in others.values()]
+        ours, *theirs = seconds(*calls)
+        speed = 3 * flops * tokens.numel() / ours
+        rows.append((f"training, {E} experts", f"{tokens.numel() / ours:,.0f} tokens/s"))
+        rows.append(("  its FLOPs", f"{rate(speed)}, {speed / limit:.0%} of the products' rate"))
+        for name, other in zip(others, theirs, strict=True):
+            text = (
+                f"{tokens.numel() / other:,.0f} tokens/s: ours is {other / ours:.2f} times as fast"
+            )
+            rows.append((f"  {name}", text))
+    return rows
+
+
+def rate(flops: float) -> str:
+    return f"{flops / 1e9:,.0f} GFLOP/s"
+
+
+@torch.no_grad()
+def forward_by_loops(device: torch.device) -> Rows:
+    """Forward time should be a straight line in the loops: least squares, worst residual."""
+    model = RecurrentDepthTransformer(SHAPE).to(device).eval()
+    tokens = torch.randint(SHAPE.vocab_size, (2, LENGTH), device=device)
+    times = seconds(*[partial(model, tokens, n_loops=L) for L in LOOPS])
+    x = torch.stack([torch.ones(len(LOOPS)), torch.tensor(LOOPS, dtype=torch.float)], dim=1)
+    y = 1e3 * torch.tensor(times)[:, None]
+    fit = torch.linalg.lstsq(x, y).solution
+    worst = ((x @ fit - y).abs() / y).max().item()
+    measured = ", ".join(f"{t:.0f}" for t in y.flatten().tolist())
+    line = f"{fit[0].item():.1f} + {fit[1].item():.1f}·loops ms, at most {worst:.0%} off"
+    return [
+        (f"forward of 2 × {LENGTH} tokens at {', '.join(map(str, LOOPS))} loops", f"{measured} ms"),
+        ("  a straight line through them", line),
+    ]
+
+
+@torch.no_grad()
+def decoding(device: torch.device) -> Rows:
+    """Steps/s (one new token for each of the rows) with a cache, by context and by experts."""
+    rows: Rows = []
+    mla = RecurrentDepthTransformer(SHAPE).to(device).eval()
+    gqa = RecurrentDepthTransformer(SHAPE, attention_type="gqa").to(device).eval()
+    many = RecurrentDepthTransformer(SHAPE, **MANY_EXPERTS).to(device).eval()
+    for context in CONTEXTS:
+        absorbed = decoder(mla, context)
+
+        def expanded(call=absorbed) -> None:
+            by_rebuilding = MultiHeadLatentAttention.expanded
+            with mock.patch.object(MultiHeadLatentAttention, "absorbed", by_rebuilding):
+                call()
+
+        times = seconds(absorbed, expanded, decoder(gqa, context))
+        a, e, g = (f"{4 / t:.0f}" for t in times)
+        rows.append(
+            (f"decoding behind {context} tokens, steps/s", f"MLA {a}, MLA expanded {e}, GQA {g}")
+        )
+    for model in (mla, many):
+        theirs = open_mythos(model.config, device)
+        for context in (64, 768) if theirs is not None else ():
+            other = their_decoder(theirs.eval(), context, SHAPE.vocab_size)
+            mine, its = seconds(decoder(model, context), other)
+            what = f"decoding, {model.config.num_experts} experts, behind {context} tokens"
+            text = (
+                f"{4 / mine:.0f} steps/s, OpenMythos {4 / its:.0f}: {its / mine:.1f} times as fast"
+            )
+            rows.append((what, text))
+    by_experts = [
+        RecurrentDepthTransformer(replace(SHAPE, **(MANY_EXPERTS | {"num_experts": E})))
+        for E in (8, 64, 256)
+    ]
+    times = seconds(*[decoder(m.to(device).eval(), 64) for m in by_experts])
+    text = ", ".join(f"{4 / t:.0f}" for t in times)
+    rows.append(("decoding, 4 of 8, 64, 256 experts of 64, steps/s", text))
+    return rows
+
+
+@torch.no_grad()
+def halting(checkpoint: Path, device: torch.device) -> Rows:
+    """One query after the other on the trained toy: 12 loops for all, against halting."""
+    saved, task = load_checkpoint(checkpoint), Chains()
+    model = RecurrentDepthTransformer(MythosConfig(**saved["run"]["config"])).to(device).eval()
+    model.load_state_dict(saved["model"])
+    n, L, right, loops = task.n_nodes, task.train_loops, {}, []
+    tokens, ends, distance = task.test_set()
+    some = range(25)
+
+    def ask(threshold: float | None) -> None:
+        right[threshold] = []
+        for i in some:
+            sequence = tokens[i : i + 1].to(device)
+            cache = model.new_cache(1, 2 * n, L)
+            model(sequence[:, :n], n_loops=L, halt_threshold=threshold, cache=cache)
+            for q in range(n, 2 * n):
+                query = sequence[:, q : q + 1]
+                logits, _ = model(query, n_loops=L, halt_threshold=threshold, cache=cache)
+                if distance[i, q - n] >= 0:
+                    answer = logits.argmax().item()
+                    right[threshold].append(answer == ends[i, q - n].item())
+
+    fixed, halted = seconds(partial(ask, None), partial(ask, task.halt_threshold), rounds=3)
+    for i in some:
+        _, used = model.run_loop(
+            *model.run_prelude(tokens[i : i + 1].to(device)), L, None, task.halt_threshold,
+            model.new_cache(1, 2 * n, L),
+        )  # fmt: skip
+        loops.append(used[:, n:].float().mean().item())
+    accuracy = {k: statistics.mean(map(float, v)) for k, v in right.items()}
+    text = f"{fixed / halted:.2f} times as fast as {L} loops for all"
+    text += f"; {accuracy[task.halt_threshold]:.1%} right, without halting {accuracy[None]:.1%}"
+    return [
+        (f"the toy's {n} queries one by one, halting below {task.halt_threshold}", text),
+        ("  mean loops of a query", f"{statistics.mean(loops):.1f} of {L}"),
+    ]
+
+
+def experts(device: torch.device) -> Rows:
+    """Forward and backward of the expert layer: grouped, and one expert after the other."""
+    rows: Rows = []
+    for E in (8, 64, 256):
+        moe = MixtureOfExperts(
+            d_model=SHAPE.d_model, d_expert=64, num_experts=E, num_experts_per_token=4
+        ).to(device)
+        x = torch.randn(1, BATCH * LENGTH, SHAPE.d_model, device=device)
+
+        def run(layer: Callable, moe=moe) -> None:
+            moe.zero_grad()
+            layer().sum().backward()
+
+        grouped, loop = seconds(
+            partial(run, partial(moe, x)), partial(run, partial(loop_over_experts, moe, x[0]))
+        )
+        text = f"{1e3 * grouped:.0f} ms, as a loop {1e3 * loop:.0f} ms"
+        text += f": {loop / grouped:.1f} times as fast"
+        rows.append((f"experts, 4 of {E} of 64, forward and backward", text))
+    return rows
+
+
+def memory(device: torch.device) -> Rows:
+    """What is kept for the backward pass; the cache as allocated; the largest model's shapes."""
+    model = RecurrentDepthTransformer(SHAPE).to(device)
+    tokens = torch.randint(SHAPE.vocab_size, (2, LENGTH), device=device)
+    some = [*(k for k in LOOPS if k < SHAPE.max_loop_iters), None]
+    kept = ", ".join(f"{bytes_kept(model, tokens, k) / 2**20:.0f}" for k in some)
+    names = ", ".join("all" if k is None else str(k) for k in some)
+    rows = [
+        (f"kept for the backward pass of 2 × {LENGTH} tokens, grad_loops {names}", f"{kept} MiB")
+    ]
+    for kind in ("mla", "gqa"):
+        model = RecurrentDepthTransformer(SHAPE, attention_type=kind)
+        rows_ = model.new_cache(1, 1000).rows
+        formula = 1000 * model.kv_bytes_per_token(bytes_per_number=rows_.element_size())
+        allocated = rows_.untyped_storage().nbytes()
+        text = f"{allocated:,} bytes allocated, {formula:,} by kv_bytes_per_token"
+        rows.append(
+            (f"cache of 1,000 tokens, {kind.upper()}, {model.config.max_loop_iters} loops", text)
+        )
+
+    def build() -> None:
+        with torch.device("meta"):
+            RecurrentDepthTransformer(get_model_config("1T"))
+
+    (took,) = seconds(build, rounds=3)
+    return [*rows, ("building 1T on the meta device", f"{took:.2f} s")]
+
+
+def compiled(device: torch.device) -> Rows:
+    """torch.compile of the whole model, loop included; fullgraph: a graph break is an error."""
+    model = RecurrentDepthTransformer(SHAPE).to(device).train()
+    other = RecurrentDepthTransformer(SHAPE).to(device).train()
+    other.compile(fullgraph=True)
+    tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
+    started = time.perf_counter()
+    train_step(other, tokens, our_loss)
+    took = time.perf_counter() - started
+    eager, fast = seconds(*(partial(train_step, m, tokens, our_loss) for m in (model, other)))
+    speed = 3 * model.flops_per_token(context=LENGTH // 2) * tokens.numel() / fast
+    share = speed / matmul_rate(device, SHAPE)
+    text = f"{tokens.numel() / fast:,.0f} tokens/s: {eager / fast:.2f} times as fast as eager"
+    text += f", {share:.0%} of the products' rate"
+    return [("training, 8 experts, compiled", text), ("  compiling", f"{took:.0f} s")]
+
+
+def table(rows: Rows) -> str:
+    """The rows as a Markdown table."""
+    return "\n".join(["| what | measured |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Measure the speed of Mythos on this machine.")
+    parser.add_argument("--checkpoint", type=Path, help="of `train_tiny.py`: measure halting on it")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile (minutes)")
+    parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to write")
+    args = parser.parse_args(arguments)
+    try:
+        device = find_device(args.device)
+        ok = args.checkpoint is None or args.checkpoint.is_file()
+        expect(ok, "--checkpoint", str(args.checkpoint), "a checkpoint of train_tiny.py")
+    except ValueError as error:
+        parser.error(str(error))
+    torch.manual_seed(0)
+    started, rows = time.perf_counter(), []
+    parts = [training, forward_by_loops, decoding, experts, memory]
+    parts += [partial(halting, args.checkpoint)] * (args.checkpoint is not None)
+    parts += [compiled] * args.compile
+    for part in parts:
+        for row in part(device):
+            rows.append(row)
+            print(f"{row[0]:<64} {row[1]}", flush=True)
+    took = time.perf_counter() - started
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    numbers = {"machine": machine, "threads": torch.get_num_threads(), "seconds": took}
+    numbers |= {"torch": torch.__version__, "device": str(device), "rows": rows}
+    text = json.dumps(numbers, indent=1, ensure_ascii=False)
+    write_atomically(args.results, lambda path: path.write_text(text, "utf-8"))
+    print(f"{took:.0f} s on {machine}; {args.results}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
