@@ -596,7 +596,7 @@ def load_checkpoint(path: Path) -> dict:
     try:
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         expect(damaged is None, "checksum", damaged, "the bytes that were written")
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = dict(torch.load(path, map_location="cpu", weights_only=True))
         kinds = {"run": dict, "model": dict, "optimizers": list, "generator": Tensor}
         for key, kind in {**kinds, "step": int, "loops": int, "frontier": int}.items():
             expect(isinstance(saved[key], kind), key, type(saved[key]), str(kind))
