@@ -1373,7 +1373,7 @@ def test_resumed_run_ends_bit_identical(small, tmp_path, monkeypatch, capsys):
         (["--steps", "1.5"], "invalid int value: '1.5'"),
         (["--data", "x"], "--data: got 'x', expected --task text"),
         (["--task", "text", "--data", "no/such/file"], "--data: got 'no/such/file', expected"),
-        (["--task", "text", "--data", ""], "--data: got '', expected a path"),
+        (["--task", "text", "--data", ""], "--data or --out: got '', expected a path"),
         (
             ["--task", "text", "--data", "{tmp}/empty"],
             "--data: got (0, 0), expected 258 bytes or more",
@@ -1383,7 +1383,7 @@ def test_resumed_run_ends_bit_identical(small, tmp_path, monkeypatch, capsys):
         (["--resume"], "chains-mla-seed0.pt', expected a checkpoint"),
         (["--device", "abacus"], "--device: got 'abacus', expected cpu, cuda or mps"),
         (["--device", "meta"], "--device: got 'meta', expected cpu, cuda or mps"),
-        (["--device", "cuda:99"], "--device: got 'cuda:99', expected cpu, cuda or mps"),
+        (["--device", "cuda:99"], "--device: got 'cuda:99', expected a device of this"),
         (["--device", ""], "--device: got '', expected cpu, cuda or mps"),
         (["--attention", "mha"], "invalid choice: 'mha'"),
         (["--task", "chess"], "invalid choice: 'chess'"),
@@ -1393,7 +1393,7 @@ def test_resumed_run_ends_bit_identical(small, tmp_path, monkeypatch, capsys):
         (["--out", "{tmp}/file"], "file', expected a writable folder"),
         (["--out", "{tmp}/file/below"], "below', expected a writable folder"),
         (["--out", "/proc"], "--out: got '/proc', expected a writable folder"),  # root cannot, too
-        (["--out", ""], "--out: got '', expected a path"),
+        (["--out", ""], "--data or --out: got '', expected a path"),
         (["--faster"], "unrecognized arguments: --faster"),
     ],
 )

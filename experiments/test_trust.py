@@ -359,7 +359,7 @@ FOREIGN = {
     "no optimizers": lambda saved: {k: v for k, v in saved.items() if k != "optimizers"},
     "one optimizer": lambda saved: saved | {"optimizers": saved["optimizers"][:1]},
     "a step beyond the end": lambda saved: saved | {"step": 99},
-    "a step that is no number": lambda saved: saved | {"step": "2"},
+    "a step that is no number": lambda saved: saved | {"step": "two"},
     "a generator of another kind": lambda saved: saved | {"generator": torch.zeros(3).byte()},
     "weights of another shape": lambda saved: (
         saved | {"model": saved["model"] | {"head.weight": torch.zeros(420, 16)}}
