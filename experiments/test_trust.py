@@ -230,6 +230,7 @@ def test_without_matplotlib_only_the_picture_is_missing(monkeypatch, tmp_path, c
     assert files(tmp_path) == [f"{NAME}.json", f"{NAME}.pt"] and out.endswith("FAIL\n")
 
 
+@pytest.mark.slow
 def test_pictures_need_no_display(tmp_path):
     """A server without a screen, whose matplotlib is told to open windows."""
     code = SHRINK + "    raise SystemExit(train_tiny.main(['--steps', '1']))"
