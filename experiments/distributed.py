@@ -112,12 +112,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shard", action="store_true", help="cut the weights into parts")
     parser.add_argument("--halt", action="store_true", help="do not train: answer, with halting")
     args = parser.parse_args(arguments)
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    os.environ.update(alone | os.environ)  # torchrun has set them
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("nccl" if cuda else "gloo", **alone)  # torchrun says how many we are
     torch.manual_seed(0)  # the same weights on all ranks
     task = Chains()
     task.frontier = task.train_loops  # no curriculum: a few steps shall see all loop counts

@@ -555,3 +555,38 @@ def test_killed_twenty_times_a_training_ends_bit_identical(tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 80  # a step done twice had one loss
     assert tables[0] == tables[1]
     assert same(*states)
+
+
+# ---- several processes ----
+
+
+def distributed(ranks, *flags):
+    """What experiments/distributed.py prints, run by so many processes; none may wait for ever."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", "experiments.distributed", *flags]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_like_one(capsys):
+    """A mean of means, a gradient averaged instead of summed, a router steered by its own rank's
+    load; sharded weights that lose the gradient of all loops but one."""
+    wanted = distributed(1)
+    assert len(wanted) == 9
+    for flags in ([], ["--shard"]):
+        got = distributed(2, *flags)
+        losses = [[float(line.split()[-1]) for line in lines[:-1]] for lines in (wanted, got)]
+        worst = max(abs(a / b - 1) for a, b in zip(*losses, strict=True))
+        with capsys.disabled():
+            print(f"\n2 ranks {flags}: losses differ by {worst:.1e} from one process")
+        assert worst < 1e-5 and got[-1] == wanted[-1] and got[-1].startswith("router bias -0.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--shard"]])
+def test_a_rank_that_halts_waits_for_nobody(flags):
+    """A message in each loop: the rank that has halted and the one that loops on would both hang."""
+    assert distributed(2, "--halt", *flags) == ["loops used on each rank: [1, 64]"]
