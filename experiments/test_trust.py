@@ -588,5 +588,5 @@ def test_two_ranks_train_like_one(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--shard"]])
 def test_a_rank_that_halts_waits_for_nobody(flags):
-    """A message in each loop: the rank that has halted and the one that loops on would both hang."""
+    """A message in each loop: the rank that has halted and the one that has not both hang."""
     assert distributed(2, "--halt", *flags) == ["loops used on each rank: [1, 64]"]
