@@ -1369,20 +1369,46 @@ def test_resumed_run_ends_bit_identical(small, tmp_path, monkeypatch, capsys):
     "flags, message",
     [
         (["--steps", "0"], "--steps: got 0"),
+        (["--steps", "-3"], "--steps: got -3"),
+        (["--steps", "1.5"], "invalid int value: '1.5'"),
         (["--data", "x"], "--data: got 'x', expected --task text"),
-        (["--task", "text", "--data", "no/such/file"], "data: got"),
-        (["--resume"], "resume: got"),
-        (["--device", "abacus"], "--device: got 'abacus'"),
+        (["--task", "text", "--data", "no/such/file"], "--data: got 'no/such/file', expected"),
+        (["--task", "text", "--data", ""], "--data or --out: got '', expected a path"),
+        (
+            ["--task", "text", "--data", "{tmp}/empty"],
+            "--data: got (0, 0), expected 258 bytes or more",
+        ),
+        (["--task", "text", "--data", "{tmp}/file"], "--data: got (37, 3), expected 258 bytes"),
+        (["--task", "text", "--data", "x" * 5000], "xxx', expected readable files"),
+        (["--resume"], "chains-mla-seed0.pt', expected a checkpoint"),
+        (["--device", "abacus"], "--device: got 'abacus', expected cpu, cuda or mps"),
+        (["--device", "meta"], "--device: got 'meta', expected cpu, cuda or mps"),
+        (["--device", "cuda:99"], "--device: got 'cuda:99', expected a device of this"),
+        (["--device", ""], "--device: got '', expected cpu, cuda or mps"),
         (["--attention", "mha"], "invalid choice: 'mha'"),
         (["--task", "chess"], "invalid choice: 'chess'"),
-        (["--seed", "one"], "invalid int value"),
+        (["--seed", "one"], "invalid int value: 'one'"),
+        (["--seed", "-1"], "--seed: got -1, expected a number from 0"),  # torch: as 2^64 − 1
+        (["--seed", str(2**64)], "--seed: got 18446744073709551616, expected"),
+        (["--out", "{tmp}/file"], "file', expected a writable folder"),
+        (["--out", "{tmp}/file/below"], "below', expected a writable folder"),
+        (["--out", "/proc"], "--out: got '/proc', expected a writable folder"),  # root cannot, too
+        (["--out", ""], "--data or --out: got '', expected a path"),
+        (["--faster"], "unrecognized arguments: --faster"),
     ],
 )
-def test_bad_flags_are_refused(flags, message, tmp_path, capsys):
-    """A flag that is misread silently: each ends in exit code 2 and names itself."""
+def test_bad_flags_are_refused(flags, message, tmp_path, capsys, monkeypatch):
+    """A flag that is misread silently, or refused only after the training: each ends in exit code
+    2 and names itself, with what it got and what was expected."""
+    monkeypatch.setattr(train_tiny, "train", lambda *a, **k: pytest.fail("trained"))
+    if "--resume" in flags:
+        monkeypatch.undo()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_bytes(b"0123456789" * 4)
     with pytest.raises(SystemExit) as stop:
-        train_tiny.main([*flags, "--out", str(tmp_path)])
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+        train_tiny.main(["--out", str(tmp_path), *(f.format(tmp=tmp_path) for f in flags)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and "Traceback" not in error
 
 
 def test_checkpoints_of_another_run_or_program_are_refused(small, tmp_path, capsys):
@@ -1394,7 +1420,11 @@ def test_checkpoints_of_another_run_or_program_are_refused(small, tmp_path, caps
             path.write_bytes(content)
         with pytest.raises(SystemExit):
             train_tiny.main(["--steps", "2", "--out", str(tmp_path), "--resume"])
-        wanted = "resume, steps: got 2, expected 1" if content is None else "is no checkpoint"
+        wanted = (
+            "--resume, steps: got 2, expected the checkpoint's 1"
+            if content is None
+            else "is no checkpoint"
+        )
         assert wanted in capsys.readouterr().err
 
 

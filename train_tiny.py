@@ -30,9 +30,12 @@ import platform
 import signal
 import sys
 import sysconfig
+import tempfile
 import time
+import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -59,6 +62,7 @@ class Chains:
     n_nodes = 20
     train_hops, train_loops = 5, 12  # no training answer is further away, no training loop deeper
     lr_scale, prelude_lr = 1.0, 0.05  # all learning rates; and the prelude's, see `prepare`
+    data_crc = None  # made, not read
     test_size = 500  # sequences
     longest = 11  # nodes of the chain that the test asks about: its end is 0 … 10 hops away
     decoys = (2, 2, 2, 2, 1)  # nodes of the other chains of a test sequence
@@ -253,8 +257,9 @@ class Text:
         test = b"".join(pieces[:: self.held_out])[: self.test_bytes]
         train = b"".join(p for i, p in enumerate(pieces) if i % self.held_out)
         got, least = (len(train), len(test)), self.context + 2
-        expect(min(got) >= least, "data", got, f"{least} bytes or more to train and to test")
+        expect(min(got) >= least, "--data", got, f"{least} bytes or more to train and to test")
         self.test, self.train_data = test, torch.frombuffer(bytearray(train), dtype=torch.uint8)
+        self.data_crc = zlib.crc32(test + train)  # resuming with other files would mix two runs
 
     def config(self, attention_type: str) -> MythosConfig:
         tiny = replace(get_model_config("tiny"), attention_type=attention_type, vocab_size=256)
@@ -337,15 +342,18 @@ class Text:
 def read_pieces(data: Path | None) -> list[bytes]:
     """The standard library's source files, a folder's files, or one file cut into 20 pieces."""
     root = Path(sysconfig.get_paths()["stdlib"]) if data is None else data
-    expect(root.exists(), "data", str(root), "a file or a folder that exists")
-    if root.is_file():
-        text = root.read_bytes()
-        size = 1 + len(text) // 20
-        return [text[i : i + size] for i in range(0, len(text), size)]
-    skip = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
-    skip = set() if data else skip | {"encodings"}  # generated tables that repeat each other
-    files = sorted(p for p in root.rglob("*" if data else "*.py") if p.is_file())
-    return [p.read_bytes() for p in files if not skip & set(p.relative_to(root).parts)]
+    try:
+        expect(root.exists(), "--data", str(root), "a file or a folder that exists")
+        if root.is_file():
+            text = root.read_bytes()
+            size = 1 + len(text) // 20
+            return [text[i : i + size] for i in range(0, len(text), size)]
+        skip = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+        skip = set() if data else skip | {"encodings"}  # generated tables that repeat each other
+        files = sorted(p for p in root.rglob("*" if data else "*.py") if p.is_file())
+        return [p.read_bytes() for p in files if not skip & set(p.relative_to(root).parts)]
+    except OSError as error:
+        raise ValueError(f"--data: got {str(root)!r}, expected readable files: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------
@@ -437,6 +445,9 @@ def schedule(step: int, steps: int, warmup: int = 50) -> float:
     return min(1.0, (step + 1) / warmup) * (1 - step / steps)
 
 
+SAVE_EVERY = 50  # steps from one checkpoint to the next
+
+
 def train(
     model: RecurrentDepthTransformer,
     task: Chains | Text,
@@ -449,22 +460,32 @@ def train(
 ) -> bool:
     """Train in place, saving to `checkpoint` every 50 steps; False if `stop` ended it early.
 
-    A resumed run draws the batches that the interrupted one would have drawn.
+    A resumed run draws the batches that the interrupted one would have drawn. Raises
+    FloatingPointError once a number is no longer finite, and ValueError for a checkpoint that does
+    not fit. A save that fails costs a warning; if it was the last, OSError, with the model trained.
     """
     device = model.head.weight.device
     optimizers = make_optimizers(model, task.prelude_lr)
     generator = torch.Generator().manual_seed(seed)
     run = {"task": task.name, "config": asdict(model.config), "steps": steps, "seed": seed}
+    run["data_crc"] = task.data_crc
     first = total_loops = 0
     if resume:
         saved = load_checkpoint(checkpoint)
         for key, value in run.items():
-            expect(value == saved["run"][key], f"resume, {key}", value, f"{saved['run'][key]}")
-        model.load_state_dict(saved["model"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        generator.set_state(saved["generator"])
-        first, total_loops, task.frontier = saved["step"], saved["loops"], saved["frontier"]
+            wanted = saved["run"].get(key)
+            expect(value == wanted, f"--resume, {key}", value, f"the checkpoint's {wanted!r}")
+        try:
+            model.load_state_dict(saved["model"])
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                restore(optimizer, state)
+            generator.set_state(saved["generator"])
+            first, total_loops, task.frontier = (
+                int(saved[key]) for key in ("step", "loops", "frontier")
+            )
+            expect(0 < first <= steps, "step", first, f"1 … {steps}")
+        except Exception as error:
+            raise refused(checkpoint, error) from error
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
     started, seen = time.perf_counter(), 0
@@ -476,18 +497,20 @@ def train(
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             _, loss = model(tokens, targets, n_loops=n_loops, grad_loops=task.grad_loops)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss, norm = torch.stack([loss.detach(), norm]).tolist()  # the one wait for the device
+        done, numbers = step + 1, {"loss": loss, "gradient norm": norm}
+        expect_finite(numbers, done, model, tokens, n_loops, checkpoint)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         load = model.update_router_bias(speed=0.01).float()
-        task.learned(n_loops, loss.item())
+        task.learned(n_loops, loss)
 
-        done, seen, stopped = step + 1, seen + tokens.numel(), stop()
-        total_loops += n_loops
+        seen, total_loops, stopped = seen + tokens.numel(), total_loops + n_loops, stop()
         if done % 25 == 0 or done == steps:
             seconds = time.perf_counter() - started
-            line = f"step {done:4d}/{steps}  loops {n_loops:2d}  loss {loss.item():6.3f}"
+            line = f"step {done:4d}/{steps}  loops {n_loops:2d}  loss {loss:6.3f}"
             if model.config.recurrent_layers:
                 line += f"  rho(A) {model.spectral_radius():.3f}"
             if load.numel():
@@ -495,37 +518,95 @@ def train(
                 line += f"  busiest expert {busiest:.2f}× mean"
             left = seconds / (done - first) * (steps - done)
             print(f"{line}  {seen / seconds:6,.0f} tokens/s  {left:4.0f} s left", flush=True)
-        if done % 50 == 0 or done == steps or stopped:
+        if done % SAVE_EVERY == 0 or done == steps or stopped:
+            norm = torch.nn.utils.get_total_norm(model.parameters()).item()
+            expect_finite({"parameter norm": norm}, done, model, tokens, n_loops, checkpoint)
             state = {"run": run, "step": done, "loops": total_loops, "frontier": task.frontier}
             state |= {"model": model.state_dict(), "generator": generator.get_state()}
             state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            write_atomically(checkpoint, partial(torch.save, state))
+            try:
+                write_atomically(checkpoint, partial(torch.save, state))
+            except (OSError, RuntimeError) as error:  # a full disk; torch.save's name for it
+                problem = f"{checkpoint} could not be written: {one_line(error)}"
+                if done == steps or stopped:
+                    raise OSError(problem) from error
+                print(f"warning: step {done}: {problem}; training goes on", flush=True)
         if stopped:
             return done == steps
     return True
 
 
+def expect_finite(
+    numbers: dict[str, float], step: int, model: RecurrentDepthTransformer, tokens: Tensor,
+    n_loops: int, checkpoint: Path,
+) -> None:  # fmt: skip
+    """Stop at the first inf or nan, while the checkpoint is good, and tell how the loop behaves."""
+    if all(map(math.isfinite, numbers.values())):
+        return
+    if model.recurrent:
+        gain = model.loop_gain(tokens, n_loops=n_loops, iterations=10)
+        numbers = numbers | {"rho(A)": model.spectral_radius(), "gain of the loop": gain}
+    told = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())
+    kept = f"{checkpoint} is kept" if checkpoint.exists() else "nothing is saved yet"
+    raise FloatingPointError(f"Stopped in step {step}, at {n_loops} loops: {told}; {kept}.")
+
+
+def restore(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Load an optimizer's state; refuse momenta of other shapes, which PyTorch would take."""
+    fields = [set(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, wanted in zip(optimizer.param_groups, fields, strict=True):
+        expect(set(group) == wanted, "optimizer group", set(group), str(wanted))
+        for p in (p for p in group["params"] if p.requires_grad):
+            shapes = {v.shape for v in optimizer.state[p].values() if v.dim() > 0}
+            expect(shapes == {p.shape}, "optimizer state", shapes, str(p.shape))
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def refused(checkpoint: Path, error: Exception) -> ValueError:
+    return ValueError(f"--resume: {checkpoint} is no checkpoint of this run: {one_line(error)}")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then rename: an interrupted write leaves the old file whole."""
+    """Write beside `path`, then rename: whatever interrupts the write leaves the old file whole.
+
+    The process id keeps two runs with one --out apart. What a killed one left behind is removed by
+    a later write: no write takes an hour.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"tmp-{path.name}")
-    write(temporary)
-    os.replace(temporary, path)
+    for old in path.parent.glob(f"tmp-*-{path.name}"):
+        with suppress(FileNotFoundError):  # another run has just renamed it
+            if time.time() - old.stat().st_mtime > 3600:
+                old.unlink()
+    temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
+    try:
+        write(temporary)
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its bytes
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict:
     """A plain dict; nothing is unpickled. Raises ValueError if `path` is no checkpoint of ours."""
-    expect(path.is_file(), "resume", str(path), "a checkpoint that an earlier run saved")
+    expect(path.is_file(), "--resume", str(path), "a checkpoint that an earlier run saved")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        saved["run"], saved["model"], saved["step"]  # KeyError: somebody else's checkpoint
+        damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
+        expect(damaged is None, "checksum", damaged, "the bytes that were written")
+        saved = dict(torch.load(path, map_location="cpu", weights_only=True))
+        dict(saved["run"]), saved["model"]  # KeyError: somebody else's checkpoint
     except Exception as error:
-        raise ValueError(f"resume: {path} is no checkpoint of train_tiny.py: {error!r}") from error
+        raise refused(path, error) from error
     return saved
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, report, save; 0 for PASS, 1 for FAIL, 2 for bad arguments, 130 after Ctrl-C."""
+    """Train, report, save. Returns 0 for PASS, 1 for FAIL, 2 for bad arguments, 3 if a number was
+    no longer finite, 4 if a file could not be written (the rest was), 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description="Train Mythos on a laptop.")
     parser.add_argument("--task", choices=("chains", "text"), default="chains")
     parser.add_argument("--attention", choices=("mla", "gqa"), default="mla")
@@ -533,32 +614,51 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--steps", type=int, help=f"{Chains.steps} for chains, {Text.steps} for text"
     )
-    parser.add_argument("--data", type=Path, help="text: a file or folder (default: Python's own)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the results")
+    parser.add_argument("--data", help="text: a file or folder (default: Python's own)")
+    parser.add_argument("--out", default="runs", help="folder for the results")
     parser.add_argument("--resume", action="store_true", help="continue from --out's checkpoint")
     parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
     args = parser.parse_args(arguments)
     try:
-        expect(args.data is None or args.task == "text", "--data", str(args.data), "--task text")
+        expect("" not in (args.data, args.out), "--data or --out", "", "a path")  # Path(""): here
+        expect(args.data is None or args.task == "text", "--data", args.data, "--task text")
         expect(args.steps is None or args.steps > 0, "--steps", args.steps, "a number above 0")
-        return run(args, Chains() if args.task == "chains" else Text(args.data))
+        expect(0 <= args.seed < 2**64, "--seed", args.seed, "a number from 0 to 2^64 − 1")
+        return run(args, Chains() if args.task == "chains" else Text(args.data and Path(args.data)))
     except ValueError as error:
         parser.error(str(error))
+    except FloatingPointError as error:
+        print(error, file=sys.stderr)
+        return 3
 
 
 def find_device(name: str | None) -> torch.device:
     """The device of that name, or the fastest there is. Raises ValueError if it cannot be used."""
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+    ok = name is None or name.split(":")[0] in ("cpu", "cuda", "mps")
+    expect(ok, "--device", name, "cpu, cuda or mps")
     try:
         return torch.empty(0, device=name or best).device
-    except (RuntimeError, AssertionError) as error:  # unknown; known, but not in this build
-        raise ValueError(f"--device: got {name!r}, expected cpu, cuda or mps: {error}") from error
+    except (RuntimeError, AssertionError) as error:  # known, but not here
+        got = f"got {name!r}, expected a device of this machine"
+        raise ValueError(f"--device: {got}: {one_line(error)}") from error
+
+
+def writable_folder(out: Path) -> Path:
+    """Refuses before the training what could not be written after it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"--out: got {str(out)!r}, expected a writable folder: {error}") from error
+    return out
 
 
 def run(args: argparse.Namespace, task: Chains | Text) -> int:
     """What the command line does, with the task made."""
     device, steps = find_device(args.device), args.steps or task.steps
-    stem = args.out / f"{task.name}-{args.attention}-seed{args.seed}"
+    out = writable_folder(Path(args.out))
+    stem = out / f"{task.name}-{args.attention}-seed{args.seed}"
     checkpoint = stem.with_suffix(".pt")
     torch.manual_seed(args.seed)
     model = RecurrentDepthTransformer(task.config(args.attention))
@@ -566,18 +666,22 @@ def run(args: argparse.Namespace, task: Chains | Text) -> int:
     model.to(device)
     print(f"{stem.name}: {model.num_params():,} parameters, {steps} steps on {device}")
 
-    started, pressed = time.perf_counter(), []
+    started, pressed, failed = time.perf_counter(), [], []
     handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))  # stop after the step
     try:
         finished = train(
             model, task, steps=steps, seed=args.seed, checkpoint=checkpoint,
             resume=args.resume, stop=lambda: bool(pressed),
         )  # fmt: skip
+    except OSError as error:  # the last checkpoint; the model is trained all the same
+        finished = not pressed
+        failed.append(str(error))
     finally:
         signal.signal(signal.SIGINT, handler)
     if not finished:
-        print(f"Stopped; {checkpoint} is saved. The same command with --resume continues.")
-        return 130
+        saved = f"{checkpoint} is saved. The same command with --resume continues."
+        print(f"Stopped; {failed[0] if failed else saved}")
+        return 4 if failed else 130
     trained = time.perf_counter() - started
 
     results, passed = task.report(model.eval()), True
@@ -591,11 +695,17 @@ def run(args: argparse.Namespace, task: Chains | Text) -> int:
     machine = platform.processor() or platform.machine()
     results |= {"device": str(device), "machine": machine, "threads": torch.get_num_threads()}
     text = json.dumps(results, indent=1)
-    write_atomically(stem.with_suffix(".json"), lambda path: path.write_text(text, "utf-8"))
-    task.draw(results, stem.with_suffix(".png"))
+    to_json = partial(write_atomically, write=lambda path: path.write_text(text, "utf-8"))
+    for suffix, write in ((".json", to_json), (".png", partial(task.draw, results))):
+        try:
+            write(stem.with_suffix(suffix))
+        except Exception as error:  # a full disk, no matplotlib: no reason to lose the other file
+            failed.append(f"{stem}{suffix} could not be written: {one_line(error)}")
+    for problem in failed:
+        print(f"warning: {problem}")
     print(f"{seconds:.0f} s, {trained:.0f} s of it training; results in {stem}.*")
     print("PASS" if passed else "FAIL")
-    return 0 if passed else 1
+    return 4 if failed else 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,592 @@
+# SPDX-License-Identifier: MIT
+"""Can train_tiny.py be trusted with a long training? Bad numbers, full disks, damaged files, kills.
+
+Each test's docstring names the mistake that it catches. Minutes, so only with `-m slow`: the drill
+that kills a training twenty times.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_tiny
+from mythos import RecurrentDepthTransformer
+
+torch.set_num_threads(1)
+
+ROOT = Path(train_tiny.__file__).parent
+NAME = "chains-mla-seed0"
+SHRINK = """if True:
+    import dataclasses, torch, train_tiny
+    torch.set_num_threads(1)
+    full, Chains = train_tiny.Chains.config, train_tiny.Chains
+    tiny = dict(d_model=32, n_heads=2, num_experts=4)
+    Chains.config = lambda self, kind: dataclasses.replace(full(self, kind), **tiny)
+    Chains.batch_size = Chains.test_size = 4
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    """Chains shrunk to what a test can train."""
+    full, tiny = train_tiny.Chains.config, dict(d_model=32, n_heads=2, num_experts=4)
+    config = lambda self, kind: dataclasses.replace(full(self, kind), **tiny)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_tiny.Chains, "config", config)
+        patch.setattr(train_tiny.Chains, "batch_size", 4)
+        patch.setattr(train_tiny.Chains, "test_size", 4)
+        yield
+
+
+def main(out, *flags):
+    return train_tiny.main(["--out", str(out), *flags])
+
+
+def after_step(monkeypatch, number, do):
+    """Call do() when that step's update is done, and before it is saved."""
+    steps = []
+
+    def learned(self, n_loops, loss):
+        steps.append(loss)
+        if len(steps) == number:
+            do()
+
+    monkeypatch.setattr(train_tiny.Chains, "learned", learned)
+
+
+def model_of_next_run(monkeypatch):
+    """A list that the model which `main` makes will be put into."""
+    models, prepare = [], train_tiny.Chains.prepare
+    spy = lambda self, model: (models.append(model), prepare(self, model))  # noqa: E731
+    monkeypatch.setattr(train_tiny.Chains, "prepare", spy)
+    return models
+
+
+# ---- numbers that are no longer finite ----
+
+
+def test_a_loss_that_is_nan_stops_before_the_step(monkeypatch, tmp_path, capsys):
+    """A training that goes on with nan, and overwrites the last good checkpoint with it."""
+    monkeypatch.setattr(train_tiny, "SAVE_EVERY", 2)
+    models = model_of_next_run(monkeypatch)
+    after_step(monkeypatch, 3, lambda: models[0].state_update.b.data[5:].fill_(math.inf))
+    assert main(tmp_path, "--steps", "6") == 3
+    told = capsys.readouterr().err
+    numbers = r"loss nan, gradient norm nan, rho\(A\) 0\.\d+, gain of the loop nan"
+    kept = rf"{re.escape(str(tmp_path))}/{NAME}\.pt is kept"
+    assert re.fullmatch(rf"Stopped in step 4, at \d+ loops: {numbers}; {kept}\.\n", told), told
+    saved = train_tiny.load_checkpoint(tmp_path / f"{NAME}.pt")
+    assert saved["step"] == 2 and all(v.isfinite().all() for v in saved["model"].values())
+    assert models[0].embed.weight.isfinite().all(), "the step was taken"
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(monkeypatch, tmp_path, capsys):
+    """A finite loss with an infinite gradient: clipping would make every gradient nan."""
+    models, prepare = [], train_tiny.Chains.prepare
+
+    def with_bad_gradient(self, model):
+        prepare(self, model)
+        model.head.weight.register_hook(lambda grad: grad * math.inf)
+        models.append((model, {k: v.clone() for k, v in model.state_dict().items()}))
+
+    monkeypatch.setattr(train_tiny.Chains, "prepare", with_bad_gradient)
+    assert main(tmp_path, "--steps", "2") == 3
+    told = capsys.readouterr().err
+    assert re.search(r"step 1, at 1 loops: loss \d\.\d+, gradient norm (nan|inf), rho", told), told
+    assert re.search(r"gain of the loop \d+\.\d+; nothing is saved yet\.\n$", told), told
+    model, before = models[0]
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]), name
+
+
+def test_parameters_that_are_not_finite_are_never_saved(monkeypatch, tmp_path, capsys):
+    """The last update before a save: no later loss would have told."""
+    monkeypatch.setattr(train_tiny, "SAVE_EVERY", 2)
+    models = model_of_next_run(monkeypatch)
+    after_step(monkeypatch, 4, lambda: models[0].head.weight.data[0].fill_(math.nan))
+    assert main(tmp_path, "--steps", "4") == 3
+    assert "step 4, at 1 loops: parameter norm nan, rho(A)" in capsys.readouterr().err
+    assert train_tiny.load_checkpoint(tmp_path / f"{NAME}.pt")["step"] == 2
+
+
+def test_a_model_without_a_loop_stops_too(tmp_path):
+    """Asking a flat twin for rho(A): the message would die of a ValueError."""
+    model = RecurrentDepthTransformer(prelude_layers=1, recurrent_layers=0)
+    with pytest.raises(FloatingPointError, match="at 0 loops: loss nan; nothing"):
+        train_tiny.expect_finite(
+            {"loss": math.nan}, 1, model, torch.zeros(1, 2, dtype=torch.long), 0, tmp_path / "no"
+        )
+
+
+def test_watching_the_numbers_costs_no_extra_wait_for_a_gpu(monkeypatch, tmp_path):
+    """An .item() for the loss, another for the norm: each makes a GPU wait."""
+    waits = []
+    for name in ("item", "tolist", "__bool__", "__float__"):
+        real = getattr(torch.Tensor, name)
+
+        def count(tensor, real=real):
+            waits.append(sys._getframe(1).f_code.co_name)
+            return real(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, count)
+    assert main(tmp_path, "--steps", "7") == 1
+    # one in each step; in the saving step also the parameters' norm and the line's busiest expert
+    in_train = waits.count("train") + waits.count("expect_finite")
+    assert 7 <= in_train <= 7 + 2, waits.count("train")
+
+
+# ---- disks and pictures ----
+
+
+@pytest.fixture
+def disk():
+    """disk(bytes): from now on no file may grow beyond; disk(None): as before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+
+    yield limit
+    limit(None)
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_full_disk_costs_a_checkpoint_not_the_training(disk, monkeypatch, tmp_path, capsys):
+    """A periodic save that ends the training, spoils the old checkpoint or leaves a half file."""
+    monkeypatch.setattr(train_tiny, "SAVE_EVERY", 2)
+    seen = []
+
+    def look():
+        disk(None)
+        seen.append((train_tiny.load_checkpoint(tmp_path / f"{NAME}.pt")["step"], files(tmp_path)))
+
+    steps = {3: lambda: disk(40_000), 5: look}
+    learned = lambda self, *_: steps.pop(calls.append(0) or len(calls), lambda: None)()  # noqa: E731
+    calls = []
+    monkeypatch.setattr(train_tiny.Chains, "learned", learned)
+    assert main(tmp_path, "--steps", "6") == 1
+    out = capsys.readouterr().out
+    assert seen == [(2, [f"{NAME}.pt"])]
+    assert out.count("warning: ") == 1
+    assert f"warning: step 4: {tmp_path}/{NAME}.pt could not be written: " in out
+    assert train_tiny.load_checkpoint(tmp_path / f"{NAME}.pt")["step"] == 6
+
+
+def test_a_disk_full_at_the_end_still_reports(disk, tmp_path, capsys):
+    """The result of a whole training lost because its last checkpoint could not be written."""
+    disk(40_000)
+    assert main(tmp_path, "--steps", "1") == 4
+    disk(None)
+    out = capsys.readouterr().out
+    assert "Accuracy (%)" in out and out.endswith("FAIL\n")
+    for suffix in (".pt", ".png"):
+        assert f"warning: {tmp_path}/{NAME}{suffix} could not be written: " in out
+    assert files(tmp_path) == [f"{NAME}.json"]
+    assert json.loads((tmp_path / f"{NAME}.json").read_text())["steps"] == 1
+
+
+def test_ctrl_c_on_a_full_disk_does_not_claim_to_have_saved(disk, monkeypatch, tmp_path, capsys):
+    """ "Stopped; ... is saved", when it is not."""
+    after_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    disk(40_000)
+    assert main(tmp_path, "--steps", "9") == 4
+    disk(None)
+    out = capsys.readouterr().out
+    assert "could not be written" in out and "is saved" not in out and files(tmp_path) == []
+
+
+@pytest.mark.parametrize("blocked", [".pt", ".json", ".png"])
+def test_each_file_is_written_whatever_happens_to_the_others(blocked, tmp_path, capsys):
+    """One file that cannot be written taking the following ones with it."""
+    (tmp_path / f"{NAME}{blocked}" / "in the way").mkdir(parents=True)
+    assert main(tmp_path, "--steps", "1") == 4
+    out = capsys.readouterr().out
+    assert out.count("warning") == 1 and f"{NAME}{blocked} could not be written" in out
+    assert files(tmp_path) == [f"{NAME}{suffix}" for suffix in (".json", ".png", ".pt")]
+    assert all((tmp_path / name).is_file() for name in files(tmp_path) if blocked not in name[-5:])
+
+
+def test_without_matplotlib_only_the_picture_is_missing(monkeypatch, tmp_path, capsys):
+    """An ImportError after the training."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(tmp_path, "--steps", "1") == 4
+    out = capsys.readouterr().out
+    assert f"{NAME}.png could not be written: ModuleNotFoundError" in out
+    assert files(tmp_path) == [f"{NAME}.json", f"{NAME}.pt"] and out.endswith("FAIL\n")
+
+
+@pytest.mark.slow
+def test_pictures_need_no_display(tmp_path):
+    """A server without a screen, whose matplotlib is told to open windows."""
+    code = SHRINK + "    raise SystemExit(train_tiny.main(['--steps', '1']))"
+    env = {k: v for k, v in os.environ.items() if "DISPLAY" not in k}
+    env |= {"MPLBACKEND": "TkAgg", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (1, "")
+    assert (tmp_path / "runs" / f"{NAME}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_write_is_on_the_disk_before_it_gets_the_name(monkeypatch, tmp_path):
+    """A power cut that leaves the new name without its bytes, and the old file gone."""
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        spy = lambda *a, name=name, real=real: (calls.append(name), real(*a))  # noqa: E731
+        monkeypatch.setattr(os, name, spy)
+    train_tiny.write_atomically(tmp_path / "file", lambda path: path.write_text("new"))
+    assert calls == ["fsync", "replace"] and files(tmp_path) == ["file"]
+
+
+def test_two_runs_with_one_out_do_not_mix_their_files(tmp_path):
+    """One name for everybody's temporary file: two writers would fill it together."""
+    path, size = tmp_path / "file", 300_000
+    path.write_bytes(b"b" * size)
+
+    def write(letter):
+        def slowly(temporary):
+            with open(temporary, "wb") as file:
+                for _ in range(3):
+                    file.write(letter * (size // 3))
+                    file.flush()
+                    time.sleep(0.001)
+
+        train_tiny.write_atomically(path, slowly)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            for _ in range(60):
+                write(b"b")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    for _ in range(60):
+        write(b"a")
+        assert path.read_bytes() in (b"a" * size, b"b" * size)
+    assert os.waitpid(child, 0)[1] == 0 and files(tmp_path) == ["file"]
+
+
+def test_what_a_killed_run_left_is_removed_but_not_what_a_live_one_writes(tmp_path):
+    """A folder that fills up with half files; a neighbour's file deleted while it is written."""
+    for name, age in (("tmp-1-file", 4000), ("tmp-2-file", 60), ("tmp-1-other", 4000)):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    train_tiny.write_atomically(tmp_path / "file", lambda path: path.write_text("whole"))
+    assert files(tmp_path) == ["file", "tmp-1-other", "tmp-2-file"]
+
+
+# ---- checkpoints that are not ours, or no longer ----
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The bytes of a checkpoint after 2 steps of 2."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    assert main(folder, "--steps", "2") == 1
+    return (folder / f"{NAME}.pt").read_bytes()
+
+
+def same(a, b):
+    """Two checkpoints, equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def refusal(folder, capsys):
+    """The one line with which `--resume` refuses; fails if it does anything else."""
+    with pytest.raises(SystemExit) as stop:
+        main(folder, "--steps", "2", "--resume")
+    out, error = capsys.readouterr()
+    last = error[error.index("error: ") :]
+    assert stop.value.code == 2 and last.count("\n") == 1 and "Traceback" not in error, error
+    return last
+
+
+def test_damaged_checkpoints_are_refused(checkpoint, tmp_path, capsys):
+    """A flipped bit in the weights, which torch.load does not notice; a file cut anywhere."""
+    path, rng, harmless = tmp_path / f"{NAME}.pt", random.Random(0), 0
+    path.write_bytes(checkpoint)
+    whole = train_tiny.load_checkpoint(path)
+    for _ in range(15):
+        path.write_bytes(checkpoint[: rng.randrange(len(checkpoint))])
+        assert "is no checkpoint of this run" in refusal(tmp_path, capsys)
+    for _ in range(60):
+        altered = bytearray(checkpoint)
+        altered[rng.randrange(len(altered))] ^= 1 << rng.randrange(8)
+        path.write_bytes(altered)
+        try:
+            saved = train_tiny.load_checkpoint(path)
+        except ValueError as error:
+            assert "is no checkpoint" in str(error)
+        else:  # it hit the padding between the tensors
+            harmless += 1
+            assert same(saved, whole)
+    assert harmless < 20
+
+
+def set_in(saved, value, *keys):
+    for key in keys[:-1]:
+        saved = saved[key]
+    saved[keys[-1]] = value
+    return saved
+
+
+FOREIGN = {
+    "a list": lambda saved: [1, 2, 3],
+    "a tensor": lambda saved: torch.zeros(3),
+    "somebody else's dict": lambda saved: {"state_dict": saved["model"], "epoch": 3},
+    "no run": lambda saved: saved | {"run": None},
+    "no optimizers": lambda saved: {k: v for k, v in saved.items() if k != "optimizers"},
+    "one optimizer": lambda saved: saved | {"optimizers": saved["optimizers"][:1]},
+    "a step beyond the end": lambda saved: saved | {"step": 99},
+    "a step that is no number": lambda saved: saved | {"step": "two"},
+    "a generator of another kind": lambda saved: saved | {"generator": torch.zeros(3).byte()},
+    "weights of another shape": lambda saved: (
+        saved | {"model": saved["model"] | {"head.weight": torch.zeros(420, 16)}}
+    ),
+    "a weight too many": lambda saved: (
+        saved | {"model": saved["model"] | {"value_head": torch.zeros(3)}}
+    ),
+    "a weight missing": lambda saved: (
+        saved | {"model": {k: v for k, v in saved["model"].items() if k != "head.weight"}}
+    ),
+}
+BROADCAST = {
+    "momentum that would broadcast": (torch.zeros(1, 1), "optimizers", 0, "state", 0, "average"),
+    "AdamW moments of another shape": (torch.zeros(7), "optimizers", 1, "state", 0, "exp_avg"),
+    "momentum lost": ({}, "optimizers", 0, "state"),
+    "groups without a peak rate": ({"lr": 1.0}, "optimizers", 0, "param_groups", 0),
+}
+
+
+@pytest.mark.parametrize("what", [*FOREIGN, *BROADCAST])
+def test_foreign_checkpoints_are_refused(what, checkpoint, tmp_path, capsys):
+    """A traceback, or a resumed run that takes what does not fit and goes on with other numbers."""
+    path = tmp_path / f"{NAME}.pt"
+    path.write_bytes(checkpoint)
+    saved = train_tiny.load_checkpoint(path)
+    if what in FOREIGN:
+        saved = FOREIGN[what](saved)
+    elif what.startswith("groups"):
+        del saved["optimizers"][0]["param_groups"][0]["peak_lr"]
+    else:
+        set_in(saved, *BROADCAST[what])
+    torch.save(saved, path)
+    assert f"--resume: {path} is no checkpoint of this run: " in refusal(tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "flags, differs",
+    [
+        (["--attention", "gqa"], "config"),
+        (["--seed", "1"], "seed"),
+        (["--steps", "3"], "steps"),
+        (["--task", "text", "--data", "{tmp}/other"], "data_crc"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(flags, differs, monkeypatch, tmp_path, capsys):
+    """Two runs mixed: a renamed checkpoint, or other text in the middle of a training."""
+    monkeypatch.setattr(train_tiny.Text, "context", 32)
+    monkeypatch.setattr(train_tiny.Text, "batch_size", 1)
+    monkeypatch.setattr(train_tiny.Text, "report", lambda *_: {"checks": []})
+    for name in ("text", "other"):
+        (tmp_path / name).write_text(f"Some {name}, again and again. " * 200)
+    text = ["--task", "text", "--data", f"{tmp_path}/text"] if "--task" in flags else []
+    assert main(tmp_path, "--steps", "2", *text) in (0, 1)
+    stem = f"{'text' if text else 'chains'}-{'gqa' if 'gqa' in flags else 'mla'}"
+    (saved,) = tmp_path.glob("*.pt")
+    saved.rename(tmp_path / f"{stem}-seed{1 if '--seed' in flags else 0}.pt")
+    with pytest.raises(SystemExit) as stop:
+        main(tmp_path, "--resume", "--steps", "2", *(f.format(tmp=tmp_path) for f in flags))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"error: --resume, {differs}: got " in error
+    assert "expected the checkpoint's " in error and "Traceback" not in error
+
+
+class Malicious:
+    """What unpickling runs."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_is_unpickled(zipped, checkpoint, tmp_path, capsys):
+    """A checkpoint from a stranger that runs his code."""
+    trap = tmp_path / "trap"
+    (tmp_path / f"{NAME}.pt").write_bytes(checkpoint)
+    saved = train_tiny.load_checkpoint(tmp_path / f"{NAME}.pt") | {"extra": Malicious(trap)}
+    torch.save(saved, tmp_path / f"{NAME}.pt", _use_new_zipfile_serialization=zipped)
+    assert "is no checkpoint of this run" in refusal(tmp_path, capsys)
+    assert not trap.exists()
+    torch.load(tmp_path / f"{NAME}.pt", weights_only=False)
+    assert trap.exists(), "the trap would not have caught anything"
+
+
+def test_resuming_a_finished_run_only_reports(checkpoint, monkeypatch, tmp_path):
+    """Steps beyond the last one, and a checkpoint written again for nothing."""
+    path = tmp_path / f"{NAME}.pt"
+    path.write_bytes(checkpoint)
+    monkeypatch.setattr(train_tiny.Chains, "batch", lambda *_: pytest.fail("trains"))
+    numbers = []
+    for _ in range(2):
+        assert main(tmp_path, "--steps", "2", "--resume") == 1
+        numbers.append(json.loads((tmp_path / f"{NAME}.json").read_text()))
+    assert path.read_bytes() == checkpoint
+    assert numbers[0]["accuracy"] == numbers[1]["accuracy"]
+
+
+# ---- kill −9 ----
+
+# One life of the training per fork. Each save first tells the parent through a pipe, writes half,
+# waits, and writes the rest: a kill soon after the message hits a half-written file.
+DRILL = (
+    SHRINK
+    + """
+    import io, os, random, signal, sys, time
+    from pathlib import Path
+    train_tiny.main(["--steps", "1", "--out", "warm-up"])  # all imports, once for all lives
+    train_tiny.SAVE_EVERY, steps, wanted_kills = 1, 80, 22
+    save, out, log = torch.save, Path(sys.argv[1]), Path(sys.argv[1]) / "losses"
+    losses, sender = [], None
+
+    def learned(self, n_loops, loss):
+        self.frontier = min(self.frontier + 1, 4)
+        losses.append(loss)
+
+    def slow_save(state, path):
+        with open(log, "a") as file:
+            file.write(f"{state['step']} {losses[-1]!r}\\n")
+        buffer = io.BytesIO()
+        save(state, buffer)
+        os.write(sender, b".")
+        half = len(buffer.getvalue()) // 2
+        with open(path, "wb") as file:
+            file.write(buffer.getvalue()[:half])
+            file.flush()
+            time.sleep(0.02)
+            file.write(buffer.getvalue()[half:])
+
+    Chains.learned, torch.save = learned, slow_save
+
+    def live(flags):
+        global sender
+        receiver, sender = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(receiver)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os._exit(train_tiny.main(["--steps", str(steps), "--out", str(out), *flags]))
+        os.close(sender)
+        return child, receiver
+
+    out.mkdir(exist_ok=True)
+    checkpoint, rng = out / "chains-mla-seed0.pt", random.Random(0)
+    kills = during_a_write = last = 0
+    while kills < (wanted_kills if sys.argv[2] == "kill" else 0):
+        child, receiver = live(["--resume"] if checkpoint.exists() else [])
+        for _ in range(rng.randint(1, 4)):
+            assert os.read(receiver, 1), "the training ended before enough kills"
+        time.sleep(rng.uniform(0.0, 0.04))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        os.close(receiver)
+        kills += 1
+        during_a_write += (out / f"tmp-{child}-{checkpoint.name}").exists()
+        if checkpoint.exists():
+            step = train_tiny.load_checkpoint(checkpoint)["step"]
+            assert step >= last
+            last = step
+    child, receiver = live(["--resume"] if checkpoint.exists() else [])
+    while os.read(receiver, 100):
+        pass
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(kills, during_a_write, last, code)
+"""
+)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_a_training_ends_bit_identical(tmp_path):
+    """A checkpoint that a kill −9 can spoil, or that forgets a part of the training."""
+    told = []
+    for name, how in (("straight", "none"), ("killed", "kill")):
+        command = [sys.executable, "-c", DRILL, str(tmp_path / name), how]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0 and run.stderr == "", run.stderr
+        told.append([int(number) for number in run.stdout.splitlines()[-1].split()])
+    print(f"kills {told[1][0]}, of them during a write {told[1][1]}, last at step {told[1][2]}")
+    assert told[0] == [0, 0, 0, 1] and told[1][0] == 22 and told[1][3] == 1
+    assert 3 <= told[1][1] <= 19, "kills that hit a write, and kills that did not"
+
+    losses, tables, states = [], [], []
+    for name in ("straight", "killed"):
+        folder = tmp_path / name
+        losses.append(set((folder / "losses").read_text().splitlines()))
+        tables.append(json.loads((folder / f"{NAME}.json").read_text()))
+        states.append(train_tiny.load_checkpoint(folder / f"{NAME}.pt"))
+        for timing in ("seconds", "train_seconds"):
+            del tables[-1][timing]
+    assert losses[0] == losses[1] and len(losses[0]) == 80  # a step done twice had one loss
+    assert tables[0] == tables[1]
+    assert same(*states)
+
+
+# ---- several processes ----
+
+
+def distributed(ranks, *flags):
+    """What experiments/distributed.py prints, run by so many processes; none may wait for ever."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", "experiments.distributed", *flags]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_like_one(capsys):
+    """A mean of means, a gradient averaged instead of summed, a router steered by its own rank's
+    load; sharded weights that lose the gradient of all loops but one."""
+    wanted = distributed(1)
+    assert len(wanted) == 9
+    for flags in ([], ["--shard"]):
+        got = distributed(2, *flags)
+        losses = [[float(line.split()[-1]) for line in lines[:-1]] for lines in (wanted, got)]
+        worst = max(abs(a / b - 1) for a, b in zip(*losses, strict=True))
+        with capsys.disabled():
+            print(f"\n2 ranks {flags}: losses differ by {worst:.1e} from one process")
+        assert worst < 1e-5 and got[-1] == wanted[-1] and got[-1].startswith("router bias -0.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--shard"]])
+def test_a_rank_that_halts_waits_for_nobody(flags):
+    """A message in each loop: the rank that has halted and the one that has not both hang."""
+    assert distributed(2, "--halt", *flags) == ["loops used on each rank: [1, 64]"]
