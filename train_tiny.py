@@ -35,7 +35,6 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -478,7 +477,7 @@ def train(
         try:
             model.load_state_dict(saved["model"])
             for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-                restore(optimizer, state)
+                optimizer.load_state_dict(state)
             generator.set_state(saved["generator"])
             first, total_loops, task.frontier = (
                 int(saved[key]) for key in ("step", "loops", "frontier")
@@ -551,17 +550,6 @@ def expect_finite(
     raise FloatingPointError(f"Stopped in step {step}, at {n_loops} loops: {told}; {kept}.")
 
 
-def restore(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Load an optimizer's state; refuse momenta of other shapes, which PyTorch would take."""
-    fields = [set(group) for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, wanted in zip(optimizer.param_groups, fields, strict=True):
-        expect(set(group) == wanted, "optimizer group", set(group), str(wanted))
-        for p in (p for p in group["params"] if p.requires_grad):
-            shapes = {v.shape for v in optimizer.state[p].values() if v.dim() > 0}
-            expect(shapes == {p.shape}, "optimizer state", shapes, str(p.shape))
-
-
 def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -571,17 +559,9 @@ def refused(checkpoint: Path, error: Exception) -> ValueError:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then rename: whatever interrupts the write leaves the old file whole.
-
-    The process id keeps two runs with one --out apart. What a killed one left behind is removed by
-    a later write: no write takes an hour.
-    """
+    """Write beside `path`, then rename: whatever interrupts the write leaves the old file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(f"tmp-*-{path.name}"):
-        with suppress(FileNotFoundError):  # another run has just renamed it
-            if time.time() - old.stat().st_mtime > 3600:
-                old.unlink()
-    temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")  # two runs may share a folder
     try:
         write(temporary)
         with open(temporary, "r+b") as file:
