@@ -999,6 +999,7 @@ class RecurrentDepthTransformer(nn.Module):
             is_number(halt_threshold) and 0 <= halt_threshold < math.inf
         )
         expect(ok, "halt_threshold", halt_threshold, "a finite number >= 0 or None")
+        here = self.head.weight.device
         for name, x in (("tokens", tokens), ("targets", targets)):
             if name == "targets" and x is None:
                 continue
@@ -1006,7 +1007,6 @@ class RecurrentDepthTransformer(nn.Module):
             expect(ok, name, getattr(x, "dtype", type(x)), "a tensor of int64 or int32")
             ok = x.dim() == 2 and x.numel() > 0 and x.shape == tokens.shape
             expect(ok, f"{name}.shape", tuple(x.shape), "(B, T), not empty, targets like tokens")
-            here = self.embed.weight.device
             expect(x.device == here, f"{name}.device", x.device, f"the model's, {here}")
             if not (torch.compiler.is_compiling() or x.is_meta):  # looks at values: slow on a GPU
                 ids = x[x != -100] if name == "targets" else x
@@ -1022,6 +1022,8 @@ class RecurrentDepthTransformer(nn.Module):
             expect(N <= length, "cached + new tokens", N, f"at most the cache's length, {length}")
             got, want = (slots, width), (self._applications(n_loops), self.config.row_width())
             expect(got == want, "cache (slots, width)", got, f"this model's {want}")
+            got, want = (cache.rows.dtype, cache.rows.device), (self.head.weight.dtype, here)
+            expect(got == want, "cache (dtype, device)", got, f"this model's {want}")
         expect(T <= c.max_seq_len, "tokens.shape[1]", T, f"at most max_seq_len = {c.max_seq_len}")
         return n_loops
 
@@ -1045,6 +1047,8 @@ def sample(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """One id per row of logits (B, V): (B, 1). See `RecurrentDepthTransformer.generate`."""
+    ok = bool(logits.amax(dim=-1).isfinite().all())
+    expect(ok, "logits", "inf or nan", "finite numbers: the weights are no longer finite")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     # Sorted, every rule keeps a prefix: sample in it, then look up which id that was.

@@ -581,6 +581,7 @@ BAD_CACHES = [
     ("tokens.shape[0]", lambda m, c: m(ids(1, 1), cache=c)),
     ("cache (slots, width)", lambda m, c: make(attention_type="gqa")(ids(2, 1), cache=c)),
     ("cache (slots, width)", lambda m, c: make(coda_layers=2)(ids(2, 1), cache=c)),
+    ("cache (dtype, device)", lambda m, c: make().double()(ids(2, 1), cache=c)),
 ]
 
 
@@ -678,6 +679,17 @@ def test_tiny_temperature_is_nearly_greedy():
     """Logits divided by a temperature near 0 overflow to inf, and sampling crashes."""
     logits = torch.randn(3, 9, generator=seeded())
     assert torch.equal(sample(logits, 1e-40), logits.argmax(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_model_that_diverged_says_so(temperature):
+    """argmax takes nan for the largest number: text that looks sampled, from weights that are not
+    finite any more."""
+    for broken in (math.nan, math.inf):
+        model = make()
+        model.head.weight.data[3, 0] = broken
+        with pytest.raises(ValueError, match="^logits: got 'inf or nan', expected finite"):
+            model.generate(ids(1, 3), 1, temperature=temperature)
 
 
 def test_same_seed_same_text():

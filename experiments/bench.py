@@ -400,12 +400,13 @@ def memory(device: torch.device) -> Rows:
     ]
     for kind in ("mla", "gqa"):
         model = RecurrentDepthTransformer(SHAPE, attention_type=kind)
-        rows_ = model.new_cache(1, 1000).rows
-        formula = 1000 * model.kv_bytes_per_token(bytes_per_number=rows_.element_size())
-        allocated = rows_.untyped_storage().nbytes()
+        n = min(1000, SHAPE.max_seq_len)
+        kept = model.new_cache(1, n).rows
+        formula = n * model.kv_bytes_per_token(bytes_per_number=kept.element_size())
+        allocated = kept.untyped_storage().nbytes()
         text = f"{allocated:,} bytes allocated, {formula:,} by kv_bytes_per_token"
         rows.append(
-            (f"cache of 1,000 tokens, {kind.upper()}, {model.config.max_loop_iters} loops", text)
+            (f"cache of {n:,} tokens, {kind.upper()}, {model.config.max_loop_iters} loops", text)
         )
 
     def build() -> None:
