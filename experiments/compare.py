@@ -192,7 +192,7 @@ VARIANTS = {
         "flat-params-deep": Variant("3 layers, trained to 10 hops", SAME_PARAMS, DeepEnds),
         "flat-flops-deep": Variant("14 layers, trained to 10 hops", SAME_FLOPS, DeepEnds),
         "flat-flops-slow": Variant("14 layers, a third of the learning rate", SAME_FLOPS, SlowEnds),
-        "fixed-loops": Variant("always 12 loops in training", {}, FixedLoops),
+        "fixed-loops": Variant("always 12 loops, so no curriculum", {}, FixedLoops),
         "no-injection": Variant("B = 0", model=NoInjection),
         "input-once": Variant("e in the first loop only", model=InputOnce),
         "free-a": Variant("A unconstrained", dict(spectral_radius_target=None)),
@@ -537,8 +537,15 @@ def draw_chains(found: dict[str, list[dict]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     hops, last = range(Chains.longest), Chains.longest - 1
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    for name in ("loop", "flat-params", "flat-flops", "flat-params-deep", "flat-flops-deep"):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    for name in (
+        "loop",
+        "flat-params",
+        "flat-flops",
+        "flat-params-deep",
+        "flat-flops-deep",
+        "flat-flops-slow",
+    ):
         if name not in found:
             continue
         by_seed = torch.tensor([accuracy_at(n, Chains.train_loops) for n in found[name]]) * 100
@@ -548,10 +555,12 @@ def draw_chains(found: dict[str, list[dict]], path: Path) -> None:
     guess = 100 / (1 + len(Chains.decoys))
     left.axhline(guess, color="grey", linewidth=1)
     left.text(0, guess - 1, "guessing", va="top", color="grey")
-    left.axvline(Chains.train_hops + 0.5, color="black", linewidth=0.8, linestyle="--")
+    edge = Chains.train_hops + 0.5
+    left.axvline(edge, color="black", linewidth=0.8, linestyle="--")
+    left.text(edge + 0.1, 60, "the loop was never\ntrained here →", fontsize="small")
     left.set(xlabel="hops to the end of the chain", ylabel="accuracy (%)", ylim=(0, 102))
     left.set_title("Looping against stacking")
-    left.legend(fontsize="small", loc="center right")
+    left.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
 
     names = [name for name in found if not name.startswith("flat")][::-1]
     for row, name in enumerate(names):
