@@ -39,13 +39,14 @@ def shard(model: RecurrentDepthTransformer) -> None:
 
 def train(
     model: RecurrentDepthTransformer, task: Chains, *, steps: int, seed: int = 0
-) -> list[float]:
-    """Losses of a data-parallel training: those of one process with the same global batch."""
+) -> list[tuple[float, float]]:
+    """Losses and gradient norms of a data-parallel training: those of one process with the same
+    global batch."""
     rank, ranks, device = dist.get_rank(), dist.get_world_size(), model.head.weight.device
     sharded = hasattr(model, "unshard")
     optimizers = make_optimizers(model, task.prelude_lr)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    generator, losses = torch.Generator().manual_seed(seed), []
+    generator, history = torch.Generator().manual_seed(seed), []
     model.train()
     for step in range(steps):
         # All ranks draw the same global batch, loop count included, and take every ranks-th row.
@@ -62,7 +63,8 @@ def train(
         (loss * ranks if sharded else loss).backward()
         if not sharded:
             sum_over_ranks([p.grad for p in model.parameters()])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = norm.full_tensor() if sharded else norm
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -73,8 +75,8 @@ def train(
         total = loss.detach().clone()
         sum_over_ranks([total])
         task.learned(n_loops, total.item())  # the curriculum, too, must climb on all ranks at once
-        losses.append(total.item())
-    return losses
+        history.append((total.item(), norm.item()))
+    return history
 
 
 def sum_over_ranks(tensors: list[Tensor]) -> None:
@@ -128,8 +130,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.halt:
         lines = [f"loops used on each rank: {answer(model, task, 64)}"]
     else:
-        losses = train(model, task, steps=8)
-        lines = [f"step {i}  loss {loss:.8f}" for i, loss in enumerate(losses, start=1)]
+        history = train(model, task, steps=8)
+        lines = [f"gradient norm {norm:.8f}  loss {loss:.8f}" for loss, norm in history]
         bias = model.recurrent[0].ffn.router_bias.tolist()
         lines.append("router bias " + " ".join(f"{b:.2f}" for b in bias))
     if dist.get_rank() == 0:
