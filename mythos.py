@@ -7,7 +7,7 @@ think longer about harder input:
     e        = RMSNorm(Prelude(embed(tokens)))               run once
     h_0      = 0
     h_{t+1}  = A·h_t + B·e + R(h_t, e)                       run L = n_loops times, same weights
-    logits   = head(RMSNorm(Coda(RMSNorm(h_L))))             run once
+    logits   = head(RMSNorm(Coda(RMSNorm(h_L))))             run once (L = 0: of e, not h_0)
 
 Prelude, R and Coda are stacks of pre-norm transformer blocks, and R(h, e) = Blocks(RMSNorm(h + e)):
 the state h is the scratch pad, and the input e is offered again in every loop.
@@ -20,14 +20,15 @@ block, the state update (A and B), the cache, the model, the sizes from 1B to 1T
     tokens = model.generate(tokens, 32, temperature=0, halt_threshold=0.3)
 
 Not here: training (train_tiny.py), tokenizers, dropout, multi-token prediction, multi-GPU code.
-The architecture is speculation (OpenMythos); not affiliated with or confirmed by Anthropic.
+The architecture is speculation, after OpenMythos, a community's guess at how a looped model might
+be built; not affiliated with or confirmed by Anthropic.
 
 Letters in equations and shape comments (A, B, R, h, e as above; B is also the batch):
-    B  batch rows                 D  d_model, width of the residual stream
+    B  sequences                  D  d_model, width of the residual stream
     T  new tokens in this call    H  query heads          G  key/value heads (GQA)
     N  tokens attended to         C  head_dim             F  hidden width of a feed-forward
     L  loops, t the current one   E  routed experts       K  experts chosen per token
-    W  numbers cached per token   Z  kv_lora_rank, width of MLA's shared latent
+    W  numbers in a cached row    Z  kv_lora_rank, width of MLA's shared latent
     V  vocabulary
 
 References: looped depth — Universal Transformer (arXiv 1807.03819), Huginn (2502.05171), Parcae
@@ -51,7 +52,7 @@ from torch import Tensor, nn
 
 
 def expect(ok: bool, field: str, got: object, expected: str) -> None:
-    """Raise a ValueError unless `ok`: the way every mistake of a caller ends."""
+    """Raise a ValueError unless `ok`: the way every value out of range ends."""
     if not ok:
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
@@ -91,8 +92,8 @@ class MythosConfig:
     prelude_layers: int = 1  # blocks run once before the loop
     recurrent_layers: int = 1  # blocks inside the loop, run n_loops times
     coda_layers: int = 1  # blocks run once after the loop
-    max_loop_iters: int = 8  # loops when a call does not say: a default, not a limit
-    spectral_radius_target: float | None = 0.95  # rho(A) stays below; None: unconstrained
+    max_loop_iters: int = 8  # L when a call does not say: a default, more is allowed
+    spectral_radius_target: float | None = 0.95  # bound, rho(A) < it; None: unconstrained
 
     # Attention. head_dim is the width of a query head (MLA: of its part without RoPE).
     attention_type: str = "mla"  # "mla" or "gqa"
@@ -101,7 +102,7 @@ class MythosConfig:
     n_kv_heads: int | None = None  # G, GQA only; None: n_heads / 4 if whole, else n_heads
     kv_lora_rank: int | None = None  # Z, MLA only; None: 4·head_dim, as in DeepSeek-V2
     q_lora_rank: int | None = None  # MLA only; None: queries are not compressed
-    rope_theta: float = 10_000.0  # the longest RoPE wavelength is about 2π·rope_theta tokens
+    rope_theta: float = 10_000.0  # RoPE turns the slowest pair once in < 2π·rope_theta tokens
 
     # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
     d_ff: int | None = None  # F of a dense SwiGLU; None: 8/3·d_model, rounded up to 64
@@ -191,7 +192,8 @@ def rope_angles(positions: Tensor, width: int, theta: float = 10_000.0) -> tuple
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x_i, x_{i + width/2}) of x (..., T, width) by their angle (RoFormer)."""
+    """Rotate the pairs (x_i, x_{i + width/2}) of x (..., T, width) by their angle (RoFormer;
+    the pairing is GPT-NeoX's)."""
     x1, x2 = x.chunk(2, dim=-1)  # low-precision x meets fp32 cos: the product is fp32
     return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).to(x.dtype)
 
@@ -199,7 +201,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class GroupedQueryAttention(nn.Module):
     """Causal self-attention in which H / G query heads share one key/value head (Ainslie 2023).
 
-    forward: x (B, T, D) -> (B, T, D). Copy it together with `apply_rope`.
+    forward: x (B, T, D) -> (B, T, D). Copy it together with `apply_rope`. `rope_angles` makes the
+    cos and sin of its `place`.
 
     Both attentions keep what a token leaves behind for later tokens in one *row* of W numbers:
     here its keys and values, W = 2·G·C. `update`, if given, is a cache: it stores the new rows
@@ -291,6 +294,7 @@ class MultiHeadLatentAttention(nn.Module):
         N, value = rows.shape[1], self.v_head_dim
         cost_expanded = N * Z * (nope + value) + T * N * (nope + rope + value)
         cost_absorbed = T * Z * (nope + value) + T * N * (Z + rope + Z)
+        # N > T is no matter of cost: without a past there is no mask, and `absorbed` needs it.
         attend = self.absorbed if N > T and cost_absorbed < cost_expanded else self.expanded
         return self.out_proj(attend(q_nope, q_rope, rows, mask).transpose(1, 2).flatten(2))
 
@@ -313,7 +317,8 @@ class MultiHeadLatentAttention(nn.Module):
 
         q·(U_k·latent) = (U_kᵀ·q)·latent and Σ p·(U_v·latent) = U_v·(Σ p·latent): U_k moves into
         the query, U_v behind the sum. All heads then read the same rows, each row key and value
-        at once: to the kernel they are H·T queries of a single head.
+        at once: to the kernel they are H·T queries of a single head. Without a mask each query
+        sees every row.
         """
         (B, H, T, nope), Z = q_nope.shape, self.kv_lora_rank
         U_k, U_v = self.kv_up_proj.weight.view(H, -1, Z).split([nope, self.v_head_dim], dim=1)
@@ -347,10 +352,10 @@ class SwiGLU(nn.Module):
 
 @torch.library.custom_op("mythos::grouped_mm", mutates_args=())
 def traceable_grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
-    """F.grouped_mm for torch.compile and the meta device, where PyTorch's own knows bf16 alone.
+    """F.grouped_mm, with shapes for torch.compile and the meta device (PyTorch's: bf16 only).
 
-    Rows offs[i−1] up to offs[i] of x (n, D) times weight[i] of (E, D, F): (n, F). In the backward
-    pass also x (D, n) times weight (n, F), both cut along n: (E, D, F).
+    Forward: rows offs[i−1] up to offs[i] of x (n, D) times weight[i] of (E, D, F): (n, F).
+    For the weight's gradient: x (D, n) times weight (n, F), both cut along n: (E, D, F).
     """
     return F.grouped_mm(x, weight, offs=offs)
 
@@ -375,7 +380,8 @@ traceable_grouped_mm.register_autograd(
 class MixtureOfExperts(nn.Module):
     """Shared experts for every token plus K of E routed ones (DeepSeekMoE, DeepSeek-V3).
 
-    forward: x (B, T, D) -> (B, T, D). Copy it together with `SwiGLU`.
+    forward: x (B, T, D) -> (B, T, D). Copy it together with `SwiGLU`. To compile it in fp32, or to
+    try shapes on the meta device, it also needs `traceable_grouped_mm`.
 
         s      = sigmoid(x·W_router)                       one score per expert, in (0, 1)
         chosen = the K experts with the largest s + bias
@@ -400,6 +406,7 @@ class MixtureOfExperts(nn.Module):
         E, D, F_ = num_experts, d_model, d_expert
         self.num_experts_per_token = num_experts_per_token
         self.router = nn.Linear(D, E, bias=False)
+        # Initialised for use on its own; the model's init_weights sets everything anew.
         self.gate_proj = nn.Parameter(torch.randn(E, D, F_) / D**0.5)  # expert i: x @ gate_proj[i]
         self.up_proj = nn.Parameter(torch.randn(E, D, F_) / D**0.5)
         self.down_proj = nn.Parameter(torch.randn(E, F_, D) / F_**0.5)
@@ -420,7 +427,7 @@ class MixtureOfExperts(nn.Module):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (n, D) -> the chosen experts and their gates, both (n, K)."""
         scores = self.router(x).float().sigmoid()  # (n, E)
-        chosen = (scores.detach() + self.router_bias).topk(self.num_experts_per_token).indices
+        chosen = (scores + self.router_bias).topk(self.num_experts_per_token).indices
         gates = scores.gather(1, chosen)
         if self.num_experts_per_token > 1:  # for K = 1 this would be 1 and the router learn nothing
             gates = gates / gates.sum(dim=-1, keepdim=True)
@@ -439,8 +446,7 @@ class MixtureOfExperts(nn.Module):
         ids = torch.arange(E, device=x.device)
         ends = torch.searchsorted(expert, ids, right=True, out_int32=True)  # (E,)
         if self.training:
-            with torch.no_grad():
-                self.load += ends.diff(prepend=ends.new_zeros(1))
+            self.load += ends.diff(prepend=ends.new_zeros(1))
         # Autocast does not reach F.grouped_mm; hand it the dtype that autocast would choose.
         kind = x.device.type
         autocast = not x.is_meta and torch.is_autocast_enabled(kind)
@@ -492,11 +498,11 @@ class Block(nn.Module):
 class StateUpdate(nn.Module):
     """The linear part of the loop: h_{t+1} = A·h_t + B·e + R(h_t, e), each (B, T, D).
 
-    A and B are diagonal, D numbers each. That loses next to nothing: a diagonalisable A is diagonal
-    in some basis, which the layers around it can learn, and rotations or sign flips of the state
-    are left to R. It makes the spectral radius rho(A) = max|A_i| exact and free, so we *bound* it:
+    A and B are diagonal, D numbers each. Little is lost: a diagonalisable A is diagonal in some
+    basis, and mixing, rotating or flipping channels is left to R and the learned layers around. It
+    makes the spectral radius rho(A) = max|A_i| exact and free, so we *bound* it:
 
-        A = target · sigmoid(a)          rho(A) < target for every value of the parameter a
+        A = target · (1 − 2^-8) · sigmoid(a)     rho(A) < target for every a, in every dtype
 
     R reads a normalised input, so |R| <= M however large h is, and the state stays within
         |h_t| <= rho^t·|h_0| + (max|B·e| + M) / (1 − rho).
@@ -513,7 +519,7 @@ class StateUpdate(nn.Module):
     def A(self) -> Tensor:
         """The diagonal of A, (D,), fp32."""
         if self.target is None:
-            return self.a.float() + 0.475  # starts where target = 0.95 does, then free to explode
+            return self.a.float() + 0.475  # starts about where target = 0.95 does; free to explode
         # Rounding to bf16 raises a number by at most 2^-8 of itself. Aiming 2^-8 below the target
         # keeps rho(A) < target after the cast, too.
         return self.target * (1 - 2**-8) * self.a.float().sigmoid()
@@ -581,7 +587,7 @@ class Cache:
 
 
 class RecurrentDepthTransformer(nn.Module):
-    """Prelude once, one block looped n_loops times, coda once (see the equations at the top).
+    """Prelude once, recurrent blocks looped n_loops times, coda once (equations at the top).
 
     RecurrentDepthTransformer(config), RecurrentDepthTransformer(d_model=256, attention_type="gqa"),
     or both: keywords override fields of the config. `model.config` is the config in force.
@@ -646,10 +652,11 @@ class RecurrentDepthTransformer(nn.Module):
     def run_prelude(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Place]:
         """e = RMSNorm(Prelude(embed(tokens))), (B, T, D), and the tokens' `place`."""
         c, T, past = self.config, tokens.shape[1], 0 if cache is None else cache.n_tokens
-        keys = torch.arange(past + T, device=tokens.device)
+        positions = torch.arange(past + T, device=tokens.device)
+        new = positions[past:]
         # No T×T mask without a past. With one, query t sits at past + t and may see 0 … past + t.
-        mask = keys <= keys[past:, None] if past > 0 and T > 1 else None  # (T, N)
-        place = (*rope_angles(keys[past:], c.rope_width(), c.rope_theta), mask)
+        mask = positions <= new[:, None] if past > 0 and T > 1 else None  # (T, N)
+        place = (*rope_angles(new, c.rope_width(), c.rope_theta), mask)
         x = self.embed(tokens)  # (B, T, D)
         for i, block in enumerate(self.prelude):
             x = block(x, place, cache and cache.slot(i))
@@ -659,10 +666,8 @@ class RecurrentDepthTransformer(nn.Module):
         self, h: Tensor, e: Tensor, place: Place, updates: list[Update] | None = None
     ) -> Tensor:
         """One loop: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(RMSNorm(h + e)), (B, T, D)."""
-        r = self.loop_norm(h + e)
-        for block, update in zip(
-            self.recurrent, updates or [None] * len(self.recurrent), strict=True
-        ):
+        r, updates = self.loop_norm(h + e), updates or [None] * len(self.recurrent)
+        for block, update in zip(self.recurrent, updates, strict=True):
             r = block(r, place, update)
         return self.state_update(h, e, r)
 
@@ -685,8 +690,8 @@ class RecurrentDepthTransformer(nn.Module):
         From then on its state stays h_{s+1}, and the row that it left in loop s, made from h_s,
         stays too: in loop t other tokens read its row of loop min(t, s). The rule does not ask
         which tokens share a call, so decoding token by token gives the answer of one pass over the
-        whole sequence. Work is saved when *all* tokens of a call have halted; until then a halted
-        token is computed along and its result dropped.
+        whole sequence (up to rounding). Work is saved when *all* tokens of a call, in the whole
+        batch, have halted; until then a halted token is computed along and its result dropped.
         """
         ok = halt_threshold is None or cache is not None
         expect(ok, "cache", cache, "a cache, where halted tokens' rows can stand still")
@@ -697,8 +702,8 @@ class RecurrentDepthTransformer(nn.Module):
         active = torch.ones_like(used, dtype=torch.bool)
         first_grad_loop = 0 if grad_loops is None else n_loops - grad_loops
         for t in range(n_loops):
-            some_halted = halt_threshold is not None and t > 0
-            updates = cache and cache.loop_slots(t, active if some_halted else None)
+            may_have_halted = halt_threshold is not None and t > 0
+            updates = cache and cache.loop_slots(t, active if may_have_halted else None)
             with nullcontext() if t >= first_grad_loop else torch.no_grad():
                 h_next = self.step(h, e, place, updates)
             used = used + active
@@ -753,10 +758,10 @@ class RecurrentDepthTransformer(nn.Module):
         """Continue prompts (B, T) by up to max_new_tokens sampled ids: (B, T + new).
 
         temperature 0 takes the likeliest id. top_k keeps the k likeliest; top_p the fewest ids
-        whose probabilities reach p (nucleus sampling, arXiv 1904.09751). A row that has produced
-        eos_token is padded with it; generation ends when every row has. n_loops and halt_threshold
-        are forward's. Raises ValueError for arguments out of range, and before it would run past
-        config.max_seq_len.
+        whose probabilities reach p (nucleus sampling, arXiv 1904.09751). A sequence that has
+        produced eos_token is padded with it; generation ends when every one has. n_loops and
+        halt_threshold are forward's. Raises ValueError for arguments out of range, if prompt and
+        new tokens exceed config.max_seq_len, and if the model answers inf or nan.
         """
         c = self.config
         ok = type(max_new_tokens) is int and max_new_tokens >= 0
@@ -784,7 +789,7 @@ class RecurrentDepthTransformer(nn.Module):
                     chunk = chunk.masked_fill(done, eos_token)
                     done = done | (chunk == eos_token)
                 tokens = torch.cat([tokens, chunk], dim=1)
-                if done.all():
+                if eos_token is not None and done.all():
                     break
         return tokens
 
@@ -809,7 +814,8 @@ class RecurrentDepthTransformer(nn.Module):
         state_norm   (L, B, T)          |h_{t+1}|, Euclidean
         change       (L, B, T)          |h_{t+1} − h_t| / |h_{t+1}|, what halting looks at
         logits       (L, B, T, V)       the answer if the loop ended here
-        expert_load  (L, layers, E)     tokens that each recurrent layer sends to each expert
+        expert_load  (L, layers, E)     tokens that each recurrent layer sends to each expert;
+                                        halted ones are computed along, and counted
         loops_used   (B, T)             loops until the token halted, or all L
         """
         n_loops = self._check(tokens, None, n_loops, None, halt_threshold, None)
@@ -844,7 +850,7 @@ class RecurrentDepthTransformer(nn.Module):
         }
 
     def spectral_radius(self) -> float:
-        """rho(A), which bounds the state (see StateUpdate)."""
+        """rho(A), which bounds the state if it is below 1 (see StateUpdate)."""
         expect(len(self.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
         return self.state_update.spectral_radius()
 
@@ -859,9 +865,10 @@ class RecurrentDepthTransformer(nn.Module):
         """Spectral radius of the Jacobian J = d h_{t+1} / d h_t at the state after n_loops loops.
 
         Near a fixed point it tells whether the loop settles, which rho(A) does not: above 1 some
-        small disturbance grows from loop to loop, below 1 all die out in the end. n_loops = 0 asks
-        about the first loop, from h_0 = 0. The largest over the batch. Power iteration
-        v ← Jᵀv / |Jᵀv| with vector-Jacobian products, J never formed; Jᵀ and J share eigenvalues.
+        small disturbance grows from loop to loop, below 1 all die out in the end. n_loops = 0 is
+        the first loop, at h_0 = 0 (where forward would skip the loop). The largest over the batch.
+        Power iteration v ← Jᵀv / |Jᵀv| with vector-Jacobian products, J never formed; Jᵀ and J
+        share eigenvalues.
         The growth |Jᵀv| is averaged (geometric mean) over the later half of the iterations, since
         it oscillates when the leading eigenvalues are a complex pair.
         """
@@ -893,11 +900,12 @@ class RecurrentDepthTransformer(nn.Module):
 
     def executed_params(self, n_loops: int | None = None) -> int:
         """Active parameters, those of the loop counted n_loops times: the work for one token."""
+        n_loops = self._resolve_loops(n_loops)
         if not self.recurrent:
             return self.num_params(active=True)
         parts = (self.recurrent, self.loop_norm, self.state_update)
         loop = sum(count_params(part, active=True) for part in parts)
-        return self.num_params(active=True) + (self._resolve_loops(n_loops) - 1) * loop
+        return self.num_params(active=True) + (n_loops - 1) * loop
 
     def flops_per_token(self, n_loops: int | None = None, context: int = 0) -> int:
         """Forward FLOPs for one token of a full pass: 2 per executed parameter, and attention to
@@ -908,8 +916,8 @@ class RecurrentDepthTransformer(nn.Module):
         """
         c, C = self.config, self.config.widths().head_dim
         matrices = self.executed_params(n_loops) - self.embed.weight.numel()  # a lookup costs none
-        key = 2 * C + (c.rope_width() if c.attention_type == "mla" else 0)  # per head: score, value
-        return 2 * matrices + 2 * self._applications(n_loops) * c.n_heads * key * context
+        per_key = 2 * C + (c.rope_width() if c.attention_type == "mla" else 0)  # score, value
+        return 2 * matrices + 2 * self._applications(n_loops) * c.n_heads * per_key * context
 
     def kv_bytes_per_token(self, n_loops: int | None = None, bytes_per_number: int = 2) -> int:
         """Cache bytes for one token: row width × layer applications × bytes (2: bf16)."""
@@ -951,15 +959,15 @@ class RecurrentDepthTransformer(nn.Module):
         embed, head               normal, std 0.02
         every other matrix        normal, std 0.8 / sqrt(inputs): measured to train well (toy)
         norms                     1
-        A, B                      0.473 (half the target, here 0.95), 0.5
+        A, B                      just under half the target (a = 0), 0.5
         router bias, load         0
         """
         for name, p in self.named_parameters():
             if name in ("embed.weight", "head.weight"):
                 p.normal_(std=0.02)
-            elif name.endswith("state_update.a"):
+            elif name == "state_update.a":
                 p.zero_()
-            elif name.endswith("state_update.b"):
+            elif name == "state_update.b":
                 p.fill_(0.5)
             elif p.dim() == 1:
                 p.fill_(1.0)
@@ -979,13 +987,14 @@ class RecurrentDepthTransformer(nn.Module):
 
     @contextmanager
     def _eval_mode(self):
-        """Evaluation mode inside, the mode of before afterwards: looking must not train."""
-        was_training = self.training
+        """Evaluation mode inside, each module's own mode afterwards: looking must not train."""
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             yield
         finally:
-            self.train(was_training)
+            for module, mode in modes:
+                module.training = mode
 
     def _experts(self) -> list[MixtureOfExperts]:
         return [m for m in self.modules() if isinstance(m, MixtureOfExperts)]
@@ -1008,16 +1017,16 @@ class RecurrentDepthTransformer(nn.Module):
             ok = x.dim() == 2 and x.numel() > 0 and x.shape == tokens.shape
             expect(ok, f"{name}.shape", tuple(x.shape), "(B, T), not empty, targets like tokens")
             expect(x.device == here, f"{name}.device", x.device, f"the model's, {here}")
-            if not (torch.compiler.is_compiling() or x.is_meta):  # looks at values: slow on a GPU
+            if not (torch.compiler.is_compiling() or x.is_meta):  # there are no values to look at
                 ids = x[x != -100] if name == "targets" else x
                 expect(ids.numel() > 0, name, "all −100", "at least one target to score")
                 got, top = (ids.min().item(), ids.max().item()), c.vocab_size - 1
                 expect(got[0] >= 0 and got[1] <= top, f"{name} ids", got, f"within 0 … {top}")
         B, T = tokens.shape
         if cache is not None:
-            slots, rows, length, width = cache.rows.shape
+            slots, batch, length, width = cache.rows.shape
             expect(cache.n_loops == n_loops, "n_loops", n_loops, f"the cache's {cache.n_loops}")
-            expect(B == rows, "tokens.shape[0]", B, f"the cache's batch size, {rows}")
+            expect(B == batch, "tokens.shape[0]", B, f"the cache's batch size, {batch}")
             N = cache.n_tokens + T
             expect(N <= length, "cached + new tokens", N, f"at most the cache's length, {length}")
             got, want = (slots, width), (self._applications(n_loops), self.config.row_width())
@@ -1053,7 +1062,8 @@ def sample(
         return logits.argmax(dim=-1, keepdim=True)
     # Sorted, every rule keeps a prefix: sample in it, then look up which id that was.
     logits, ids = logits.float().sort(descending=True, stable=True)
-    logits = (logits - logits[:, :1]) / temperature  # at most 0: no temperature can overflow
+    # At most 0, and the divisor not 0 even in fp32: no temperature can overflow or make 0/0.
+    logits = (logits - logits[:, :1]) / max(temperature, 1e-30)
     if top_k is not None:
         logits[:, top_k:] = -math.inf
     p = logits.softmax(dim=-1)
@@ -1066,9 +1076,9 @@ def sample(
 # Sizes
 # ------------------------------------------------------------------------------------------------
 
-# Widths as in DeepSeek-V2/V3: heads of 128, a latent of 512, one shared expert. Loops, experts and
-# context grow with size. d_expert (F) is chosen so that the total, vocabulary included, matches the
-# name. P, R, C: layers of prelude, loop and coda.
+# Heads of 128 and a latent of 512 as in DeepSeek-V2/V3, one shared expert as in V3. Loops, experts
+# and context grow with size. d_expert is chosen so that the total, vocabulary included, matches the
+# name. The columns are _SIZE_FIELDS; P, R, C here: layers of prelude, loop and coda.
 _SIZE_FIELDS = "vocab_size max_seq_len d_model n_heads q_lora_rank prelude_layers recurrent_layers"
 _SIZE_FIELDS += " coda_layers max_loop_iters num_experts num_experts_per_token d_expert"
 _SIZES = {
@@ -1110,7 +1120,7 @@ def print_sizes() -> None:
     print(
         "cache: bytes per token at L loops in bf16. tokens: 20 per active parameter (Chinchilla);"
     )
-    print("FLOPs: to train on them. Extrapolated: Parcae fitted its laws for loops below 1.3e20.\n")
+    print("FLOPs: to train on them. Extrapolated: Parcae fitted its laws below 1.3e20 FLOPs.\n")
     print(
         f"{'size':>5} {'total':>8} {'active':>7} {'executed':>9}  {'P+R×L+C':<10} {'experts':<11}"
         f" {'context':>8} {'cache MLA':>10} {'cache GQA':>10} {'tokens':>7} {'FLOPs':>8}"

@@ -232,6 +232,19 @@ def test_mla_absorbed_equals_expanded(T, N):
     assert_close(m.absorbed(*args), m.expanded(*args), atol=1e-5, rtol=1e-5)
 
 
+def test_mla_without_a_past_is_causal():
+    """A latent so narrow that absorbing pays even without a past, where there is no mask."""
+    torch.manual_seed(0)
+    widths = dict(kv_lora_rank=8, qk_nope_head_dim=64, qk_rope_head_dim=4, v_head_dim=64)
+    m, x = MLA(d_model=32, n_heads=2, **widths), torch.randn(1, 6, 32)
+    out = m(x, (*rope_angles(torch.arange(6), 4), None))
+    past = []
+    for t in range(6):
+        want, mine = attend(m, x[0, t], past)
+        assert_close(out[0, t], want, atol=1e-5, rtol=1e-5)
+        past.append(mine)
+
+
 def test_mla_decodes_absorbed(monkeypatch):
     """Rebuilding the keys and values of the whole past for each new token (flaw 15)."""
     model, m = make(), MLA
@@ -678,7 +691,8 @@ def test_eos_stops_and_pads():
 def test_tiny_temperature_is_nearly_greedy():
     """Logits divided by a temperature near 0 overflow to inf, and sampling crashes."""
     logits = torch.randn(3, 9, generator=seeded())
-    assert torch.equal(sample(logits, 1e-40), logits.argmax(dim=-1, keepdim=True))
+    for temperature in (1e-40, 1e-46, 1e-300):  # the last two are 0 in fp32
+        assert torch.equal(sample(logits, temperature), logits.argmax(dim=-1, keepdim=True))
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
@@ -714,6 +728,9 @@ def test_mode_is_restored(monkeypatch):
         assert model.training and model.recurrent[0].training
     model.eval().generate(ids(1, 3), 1)
     assert not model.training
+    model.train().recurrent.eval()  # a part that the user keeps in another mode
+    model.diagnostics(ids(1, 3))
+    assert model.training and model.coda.training and not model.recurrent[0].training
 
 
 # ---- looking inside ----
