@@ -1499,8 +1499,17 @@ def test_readme_tables_are_the_results_kept():
         cells = [numbers["attention"].upper(), str(numbers["seed"])]
         cells += [f"{100 * min(accuracy[:6]):.1f}", *(f"{100 * accuracy[k]:.1f}" for k in (8, 10))]
         cells += [f"{100 * train_tiny.mean(halting['accuracy']):.1f}"]
-        cells += [f"{train_tiny.mean(halting['loops']):.1f}", f"{numbers['seconds']:.0f} s"]
+        cells += [f"{train_tiny.mean(halting['loops']):.1f}"]
         assert "| " + " | ".join(cells) + " |" in README, path.name
+    first = json.loads((paths[-3]).read_text())  # MLA, seed 0: its table in full, and its time
+    assert (first["attention"], first["seed"]) == (
+        "mla",
+        0,
+    ) and f"{first['seconds']:.0f} s" in README
+    table = re.search(r"```\n(loops     0 .*?)```", README, re.S)[1].splitlines()[1:]
+    assert len(table) == 13
+    for loops, *cells in map(str.split, table):
+        assert cells == [f"{100 * a:.0f}" for a in first["accuracy"][loops]], loops
 
 
 def test_readme_text_table_is_the_results_kept():
