@@ -417,6 +417,32 @@ def memory(device: torch.device) -> Rows:
     return [*rows, ("building 1T on the meta device", f"{took:.2f} s")]
 
 
+def profile(device: torch.device) -> Rows:
+    """What the CPU does in a training step, and how many operators PyTorch calls to decode."""
+    model = RecurrentDepthTransformer(SHAPE).to(device)
+    tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
+    train_step(model, tokens, our_loss)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        train_step(model, tokens, our_loss)
+    kinds = {"matrix products": 0.0, "attention kernel": 0.0, "all else": 0.0}
+    for event in seen.key_averages():
+        products = event.key in ("aten::mm", "aten::bmm", "aten::addmm", "aten::_grouped_mm")
+        kind = "matrix products" if products else "all else"
+        kind = "attention kernel" if "scaled_dot_product" in event.key else kind
+        kinds[kind] += event.self_cpu_time_total
+    total = sum(kinds.values())
+    shares = ", ".join(f"{kind} {t / total:.0%}" for kind, t in kinds.items())
+    with torch.no_grad():
+        call = decoder(model.eval(), CONTEXTS[0])
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            call()
+    calls = sum(e.count for e in seen.key_averages() if e.key.startswith("aten::")) // 4
+    return [
+        ("where a training step's CPU time goes, 8 experts", shares),
+        ("operators called to decode one token, 8 experts", f"{calls:,}"),
+    ]
+
+
 def compiled(device: torch.device) -> Rows:
     """torch.compile of the whole model, loop included; fullgraph: a graph break is an error."""
     model = RecurrentDepthTransformer(SHAPE).to(device).train()
@@ -454,7 +480,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     torch.manual_seed(0)
     started, rows = time.perf_counter(), []
-    parts = [training, forward_by_loops, decoding, experts, memory]
+    parts = [training, profile, forward_by_loops, decoding, experts, memory]
     parts += [partial(halting, args.checkpoint)] * (args.checkpoint is not None)
     parts += [compiled] * args.compile
     for part in parts:

@@ -44,7 +44,8 @@ def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capsys):
     assert bench.main([*flags, "--checkpoint", str(tmp_path / "chains-mla-seed0.pt")]) == 0
     numbers, printed = json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out
     for start in (
-        "bare matrix", "training, 8", "training, 16", "forward", "decoding behind 4 ",
+        "bare matrix", "training, 8", "training, 16",
+        "where a training", "operators called", "forward", "decoding behind 4 ",
         "decoding, 4 of", "experts, 4 of 256", "kept for", "cache of 32 tokens, GQA",
         "building", "the toy's 20 queries",
     ):  # fmt: skip
