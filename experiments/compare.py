@@ -561,7 +561,8 @@ def draw_chains(found: dict[str, list[dict]], path: Path) -> None:
     left.text(edge + 0.1, 60, "the loop was never\ntrained here →", fontsize="small")
     left.set(xlabel="hops to the end of the chain", ylabel="accuracy (%)", ylim=(0, 102))
     left.set_title("Looping against stacking")
-    left.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    handles = left.get_legend_handles_labels()
+    figure.legend(*handles, fontsize="small", loc="outside lower center", ncols=3, title="left:")
 
     names = [name for name in found if not name.startswith("flat")][::-1]
     for row, name in enumerate(names):
