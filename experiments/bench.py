@@ -53,6 +53,7 @@ BATCH, LENGTH, DECODE_BATCH = 8, 256, 3
 CONTEXTS = (64, 256, 768, 1024)
 LOOPS = (1, 2, 4, 8, 16)
 ROUNDS = 5
+SEQUENCES = 25  # of the toy's test, for halting
 
 
 # ------------------------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ def halting(checkpoint: Path, device: torch.device) -> Rows:
     model.load_state_dict(saved["model"])
     n, L, right, loops = task.n_nodes, task.train_loops, {}, []
     tokens, ends, distance = task.test_set()
-    some = range(25)
+    some = range(SEQUENCES)
 
     def ask(threshold: float | None) -> None:
         right[threshold] = []
@@ -350,7 +351,7 @@ def halting(checkpoint: Path, device: torch.device) -> Rows:
                     answer = logits.argmax().item()
                     right[threshold].append(answer == ends[i, q - n].item())
 
-    fixed, halted = seconds(partial(ask, None), partial(ask, task.halt_threshold), rounds=3)
+    fixed, halted = seconds(partial(ask, None), partial(ask, task.halt_threshold))
     for i in some:
         _, used = model.run_loop(
             *model.run_prelude(tokens[i : i + 1].to(device)), L, None, task.halt_threshold,

@@ -24,7 +24,7 @@ def small(monkeypatch):
     shape = MythosConfig(**SMALL, max_loop_iters=2, kv_lora_rank=64, q_lora_rank=8)
     for name, value in dict(
         SHAPE=shape, MANY_EXPERTS=dict(num_experts=16, num_experts_per_token=4, d_expert=8),
-        BATCH=2, LENGTH=8, CONTEXTS=(4, 16), LOOPS=(1, 2, 4), ROUNDS=1,
+        BATCH=2, LENGTH=8, CONTEXTS=(4, 16), LOOPS=(1, 2, 4), ROUNDS=1, SEQUENCES=1,
         open_mythos=lambda *_: None, llama=lambda *_: None,
     ).items():  # fmt: skip
         monkeypatch.setattr(bench, name, value)
