@@ -539,16 +539,7 @@ def draw_chains(found: dict[str, list[dict]], path: Path) -> None:
 
     hops, last = range(Chains.longest), Chains.longest - 1
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
-    for name in (
-        "loop",
-        "flat-params",
-        "flat-flops",
-        "flat-params-deep",
-        "flat-flops-deep",
-        "flat-flops-slow",
-    ):
-        if name not in found:
-            continue
+    for name in (n for n in found if n == "loop" or n.startswith("flat")):
         by_seed = torch.tensor([accuracy_at(n, Chains.train_loops) for n in found[name]]) * 100
         style = {"loop": "o-"}.get(name, "s:" if name.endswith("deep") else "^--")
         (line,) = left.plot(hops, by_seed.mean(0), style, label=VARIANTS["chains"][name].what)
