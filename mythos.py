@@ -456,10 +456,11 @@ class MixtureOfExperts(nn.Module):
         )
         traced = torch.compiler.is_compiling() or x.is_meta
         mm = traceable_grouped_mm if traced else F.grouped_mm
-        rows = x[token].to(dtype)  # (n·K, D)
+        rows = x.index_select(0, token).to(dtype)  # (n·K, D); x[token] has a slow backward
         hidden = F.silu(mm(rows, gate_proj, offs=ends)) * mm(rows, up_proj, offs=ends)  # (n·K, F)
+        # down_proj is linear: a gate on its input does what one on its output would, for less.
+        hidden = (hidden * gates.flatten()[pair, None]).to(dtype)
         out = mm(hidden, down_proj, offs=ends)  # (n·K, D)
-        out = out * gates.flatten()[pair, None]
         return torch.zeros_like(x).index_add(0, token, out.to(x.dtype))
 
     @torch.no_grad()
@@ -699,22 +700,24 @@ class RecurrentDepthTransformer(nn.Module):
             return e, e.new_zeros(e.shape[:2], dtype=torch.int64)
         h = torch.zeros_like(e)
         used = torch.zeros(e.shape[:2], dtype=torch.int64, device=e.device)
-        active = torch.ones_like(used, dtype=torch.bool)
+        active = torch.ones_like(used, dtype=torch.bool)  # (B, T), False: the token has halted
+        n_active = n_tokens = active.numel()
         first_grad_loop = 0 if grad_loops is None else n_loops - grad_loops
         for t in range(n_loops):
-            may_have_halted = halt_threshold is not None and t > 0
-            updates = cache and cache.loop_slots(t, active if may_have_halted else None)
+            updates = cache and cache.loop_slots(t, active if n_active < n_tokens else None)
             with nullcontext() if t >= first_grad_loop else torch.no_grad():
                 h_next = self.step(h, e, place, updates)
             used = used + active
             if halt_threshold is not None:
-                h_next = torch.where(active[..., None], h_next, h)
+                if n_active < n_tokens:
+                    h_next = torch.where(active[..., None], h_next, h)
                 change = (h_next - h).float().norm(dim=-1) / h_next.float().norm(dim=-1)
                 active = active & (change >= halt_threshold)
+                n_active = int(active.sum())  # the one place where a GPU is waited for
             h = h_next
             if states is not None:
                 states.append(h)
-            if halt_threshold is not None and not active.any():
+            if n_active == 0:
                 cache.stand_still(t + 1, e.shape[1])
                 break
         return h, used
