@@ -53,6 +53,7 @@ BATCH, LENGTH, DECODE_BATCH = 8, 256, 3
 CONTEXTS = (64, 256, 768, 1024)
 LOOPS = (1, 2, 4, 8, 16)
 ROUNDS = 5
+PRODUCT = 2048
 SEQUENCES = 25  # of the toy's test, for halting
 
 
@@ -86,21 +87,25 @@ def precision(device: torch.device):
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
-def matmul_rate(device: torch.device, config: MythosConfig) -> float:
-    """FLOP/s of bare matrix products at the shapes of one looped block's weights: the limit."""
+def products(device: torch.device, config: MythosConfig) -> tuple[Callable[[], object], int]:
+    """Bare matrix products at the shapes of one looped block's weights, the limit of what training
+    can reach: a call that does them, and its FLOPs."""
     model = RecurrentDepthTransformer(config)
-    n, products = BATCH * LENGTH, []
+    n, shapes = BATCH * LENGTH, []
     for p in model.recurrent[0].parameters():  # norms, of one dimension, multiply nothing
         if p.dim() == 2:
-            products.append((n, p.shape[1], p.shape[0]))  # a Linear, (out, in)
+            shapes.append((n, p.shape[1], p.shape[0]))  # a Linear, (out, in)
         elif p.dim() == 3:  # each expert gets its share of the tokens
             rows = n * config.num_experts_per_token // config.num_experts
-            products += [(rows, *p.shape[1:])] * config.num_experts
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    random = partial(torch.randn, device=device, dtype=dtype)
-    pairs = [(random(m, k), random(k, n)) for m, k, n in products]
-    (time_taken,) = seconds(lambda: [a @ b for a, b in pairs], rounds=3 * ROUNDS)
-    return sum(2 * m * k * n for m, k, n in products) / time_taken
+            shapes += [(rows, *p.shape[1:])] * config.num_experts
+    pairs = [(random(device, m, k), random(device, k, n)) for m, k, n in shapes]
+    return lambda: [a @ b for a, b in pairs], sum(2 * m * k * n for m, k, n in shapes)
+
+
+def random(device: torch.device, *shape: int) -> Tensor:
+    return torch.randn(shape, device=device).to(
+        torch.bfloat16 if device.type == "cuda" else torch.float32
+    )
 
 
 def train_step(model: torch.nn.Module, tokens: Tensor, loss: Callable) -> None:
@@ -241,29 +246,32 @@ Rows = list[tuple[str, str]]
 
 def training(device: torch.device) -> Rows:
     """Tokens/s, FLOP/s and share of the limit; beside the other packages where installed."""
-    rows: Rows = []
+    a, b = random(device, 2, PRODUCT, PRODUCT)
+    (took,) = seconds(lambda: a @ b)
+    rows = [(f"a matrix product of {PRODUCT}³", rate(2 * PRODUCT**3 / took))]
     tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
     for config in (SHAPE, replace(SHAPE, **MANY_EXPERTS)):
-        E, limit = config.num_experts, matmul_rate(device, config)
-        rows.append((f"bare matrix products at the block's shapes, {E} experts", rate(limit)))
+        E, (bare, bare_flops) = config.num_experts, products(device, config)
         model = RecurrentDepthTransformer(config).to(device).train()
         flops = model.flops_per_token(context=LENGTH // 2)
         others = {"OpenMythos 0.5.0": open_mythos(config, device)}
         if config is SHAPE:
             others["a Llama of equal FLOPs (transformers)"] = llama(flops, config, device)
         others = {name: other.train() for name, other in others.items() if other is not None}
-        calls = [partial(train_step, model, tokens, our_loss)]
+        calls = [bare, partial(train_step, model, tokens, our_loss)]
         calls += [partial(train_step, other, tokens, their_loss) for other in others.values()]
-        ours, *theirs = seconds(*calls)
-        speed = 3 * flops * tokens.numel() / ours
+        took, ours, *theirs = seconds(*calls)
+        limit, speed = bare_flops / took, 3 * flops * tokens.numel() / ours
+        rows.append((f"bare matrix products at the block's shapes, {E} experts", rate(limit)))
         rows.append((f"training, {E} experts", f"{tokens.numel() / ours:,.0f} tokens/s"))
         rows.append(("  its FLOPs", f"{rate(speed)}, {speed / limit:.0%} of the products' rate"))
         for name, other in zip(others, theirs, strict=True):
-            text = (
-                f"{tokens.numel() / other:,.0f} tokens/s: ours is {other / ours:.2f} times as fast"
-            )
-            rows.append((f"  {name}", text))
+            rows.append((f"  {name}", beside(tokens.numel() / other, other / ours, "tokens")))
     return rows
+
+
+def beside(theirs: float, ratio: float, what: str) -> str:
+    return f"{theirs:,.0f} {what}/s: ours is {ratio:.2f} times as fast"
 
 
 def rate(flops: float) -> str:
@@ -314,10 +322,8 @@ def decoding(device: torch.device) -> Rows:
             other = their_decoder(theirs.eval(), context, SHAPE.vocab_size)
             mine, its = seconds(decoder(model, context), other)
             what = f"decoding, {model.config.num_experts} experts, behind {context} tokens"
-            text = (
-                f"{4 / mine:.0f} steps/s, OpenMythos {4 / its:.0f}: {its / mine:.1f} times as fast"
-            )
-            rows.append((what, text))
+            rows.append((what, f"{4 / mine:.0f} steps/s"))
+            rows.append(("  OpenMythos 0.5.0", beside(4 / its, its / mine, "steps")))
     by_experts = [
         RecurrentDepthTransformer(replace(SHAPE, **(MANY_EXPERTS | {"num_experts": E})))
         for E in (8, 64, 256)
@@ -334,7 +340,7 @@ def halting(checkpoint: Path, device: torch.device) -> Rows:
     saved, task = load_checkpoint(checkpoint), Chains()
     model = RecurrentDepthTransformer(MythosConfig(**saved["run"]["config"])).to(device).eval()
     model.load_state_dict(saved["model"])
-    n, L, right, loops = task.n_nodes, task.train_loops, {}, []
+    n, L, right = task.n_nodes, task.train_loops, {}
     tokens, ends, distance = task.test_set()
     some = range(SEQUENCES)
 
@@ -351,20 +357,26 @@ def halting(checkpoint: Path, device: torch.device) -> Rows:
                     answer = logits.argmax().item()
                     right[threshold].append(answer == ends[i, q - n].item())
 
-    fixed, halted = seconds(partial(ask, None), partial(ask, task.halt_threshold))
-    for i in some:
-        _, used = model.run_loop(
-            *model.run_prelude(tokens[i : i + 1].to(device)), L, None, task.halt_threshold,
-            model.new_cache(1, 2 * n, L),
-        )  # fmt: skip
-        loops.append(used[:, n:].float().mean().item())
-    accuracy = {k: statistics.mean(map(float, v)) for k, v in right.items()}
-    text = f"{fixed / halted:.2f} times as fast as {L} loops for all"
-    text += f"; {accuracy[task.halt_threshold]:.1%} right, without halting {accuracy[None]:.1%}"
-    return [
-        (f"the toy's {n} queries one by one, halting below {task.halt_threshold}", text),
-        ("  mean loops of a query", f"{statistics.mean(loops):.1f} of {L}"),
-    ]
+    thresholds = (0.5, task.halt_threshold)
+    fixed, *halted = seconds(*[partial(ask, threshold) for threshold in (None, *thresholds)])
+    rows = []
+    for threshold, took in zip(thresholds, halted, strict=True):
+        used = [
+            model.run_loop(
+                *model.run_prelude(tokens[i : i + 1].to(device)), L, None, threshold,
+                model.new_cache(1, 2 * n, L),
+            )[1][:, n:]
+            for i in some
+        ]  # fmt: skip
+        loops = torch.cat(used).float().mean().item()
+        text = f"{fixed / took:.2f} times as fast as {L} loops for all; {loops:.1f} loops a query"
+        text += f"; {share(right[threshold])} right, without halting {share(right[None])}"
+        rows.append((f"the toy's {n} queries one by one, halting below {threshold}", text))
+    return rows
+
+
+def share(right: list[bool]) -> str:
+    return f"{sum(right) / len(right):.1%}"
 
 
 def experts(device: torch.device) -> Rows:
@@ -386,7 +398,12 @@ def experts(device: torch.device) -> Rows:
         text = f"{1e3 * grouped:.0f} ms, as a loop {1e3 * loop:.0f} ms"
         text += f": {loop / grouped:.1f} times as fast"
         rows.append((f"experts, 4 of {E} of 64, forward and backward", text))
-    return rows
+    eight, few, many = (random(device, *shape) for shape in ((8, 64), (8, 64, 64), (256, 64, 64)))
+    ends = torch.full((256,), 8, dtype=torch.int32, device=device)  # the first gets all 8 rows
+    calls = [partial(F.grouped_mm, eight, w, offs=ends[: len(w)]) for w in (few, many)]
+    short, long = seconds(*calls)
+    text = f"{1e6 * (long - short) / (256 - 8):.1f} µs"
+    return [*rows, ("an expert that gets no token, per product", text)]
 
 
 def memory(device: torch.device) -> Rows:
@@ -452,13 +469,27 @@ def compiled(device: torch.device) -> Rows:
     tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
     started = time.perf_counter()
     train_step(other, tokens, our_loss)
-    took = time.perf_counter() - started
+    rows = [("compiling the training", f"{time.perf_counter() - started:.0f} s")]
     eager, fast = seconds(*(partial(train_step, m, tokens, our_loss) for m in (model, other)))
-    speed = 3 * model.flops_per_token(context=LENGTH // 2) * tokens.numel() / fast
-    share = speed / matmul_rate(device, SHAPE)
     text = f"{tokens.numel() / fast:,.0f} tokens/s: {eager / fast:.2f} times as fast as eager"
-    text += f", {share:.0%} of the products' rate"
-    return [("training, 8 experts, compiled", text), ("  compiling", f"{took:.0f} s")]
+    rows.append(("training, 8 experts, compiled", text))
+
+    theirs, started = open_mythos(SHAPE, device), time.perf_counter()
+    with torch.no_grad():
+        for context in (64, 768):
+            calls = [decoder(m.eval(), context) for m in (model, other)]
+            calls[1]()  # compiles: the prompt, one token, and one token behind any number
+            if context == 64:
+                rows.append(("compiling the decoding", f"{time.perf_counter() - started:.0f} s"))
+            if theirs is not None:
+                calls.append(their_decoder(theirs.eval(), context, SHAPE.vocab_size))
+            eager, fast, *its = seconds(*calls)
+            text = f"{4 / fast:.0f} steps/s: {eager / fast:.2f} times as fast as eager"
+            rows.append((f"decoding, 8 experts, compiled, behind {context} tokens", text))
+            for other_time in its:
+                text = beside(4 / other_time, other_time / fast, "steps")
+                rows.append(("  OpenMythos 0.5.0, not compiled", text))
+    return rows
 
 
 def table(rows: Rows) -> str:

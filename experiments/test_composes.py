@@ -52,6 +52,19 @@ def test_compiles_without_a_graph_break(options):
         assert_close(compiled.eval()(tokens)[0], model.eval()(tokens)[0])
 
 
+@each
+def test_decodes_compiled(options):
+    """A graph break, or a recompilation for each new token: behind 1, 2, 3 … cached ones."""
+    model, tokens, graphs = make(**options).eval(), ids(2, 12), []
+    compiled = copy.deepcopy(model)
+    compiled.compile(backend=lambda graph, _: (graphs.append(graph), graph)[1], fullgraph=True)
+    cache = model.new_cache(2, 12)
+    with torch.no_grad():
+        chunks = [compiled(chunk, cache=cache)[0] for chunk in tokens.split([4, *[1] * 8], dim=1)]
+        assert_close(torch.cat(chunks, dim=1), model(tokens)[0])
+    assert len(graphs) == 2  # the prompt, and one token behind any number
+
+
 @pytest.mark.slow
 @each
 def test_compiled_code_computes_the_same(options):
