@@ -25,6 +25,11 @@ each = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet():
+    torch.compiler.reset()
+
+
 def make(**options) -> RecurrentDepthTransformer:
     torch.manual_seed(0)
     return RecurrentDepthTransformer(**(SMALL | options))
@@ -58,7 +63,7 @@ def test_decodes_compiled(options):
     model, tokens, graphs = make(**options).eval(), ids(2, 12), []
     compiled = copy.deepcopy(model)
     compiled.compile(backend=lambda graph, _: (graphs.append(graph), graph)[1], fullgraph=True)
-    cache = model.new_cache(2, 12)
+    cache = model.new_cache(2, 13)
     with torch.no_grad():
         chunks = [compiled(chunk, cache=cache)[0] for chunk in tokens.split([4, *[1] * 8], dim=1)]
         assert_close(torch.cat(chunks, dim=1), model(tokens)[0])
