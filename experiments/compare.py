@@ -3,7 +3,7 @@
 
     python -m experiments.compare                    chains: pointer chasing
     python -m experiments.compare --task text        the bytes of Python's own library
-    python -m experiments.compare --task stability   short runs at four learning rates
+    python -m experiments.compare --task stability   chains again, at other learning rates
     python -m experiments.compare --report           no training, only tables and pictures
 
 A variant is the toy of train_tiny.py with a few values changed, on the same data, steps, batch size
@@ -76,6 +76,42 @@ class SlowEnds(Ends):
     """A third of the learning rates, which were found for the loop: 14 layers may want less."""
 
     lr_scale = 1 / 3
+
+
+class HopEmbedding(nn.Embedding):
+    """An embedding that adds to every token a learned vector for T: how far to go."""
+
+    def __init__(self, vocab_size: int, d_model: int, most_hops: int):
+        super().__init__(vocab_size, d_model)
+        self.hops = nn.Parameter(torch.zeros(most_hops + 1, d_model))
+        self.T = most_hops  # what the test asks for: all the way to the end
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) + self.hops[self.T]
+
+
+class ToldHops(Chains):
+    """For a model without loops that is told T: the loop's own batches, targets and curriculum.
+
+    What the loop learns from f^T at every T, this model can learn, too.
+    """
+
+    def prepare(self, model: RecurrentDepthTransformer) -> None:
+        vocab_size, d_model = model.embed.weight.shape
+        self.embed = HopEmbedding(vocab_size, d_model, self.train_loops)
+        nn.init.normal_(self.embed.weight, std=0.02)  # as in init_weights
+        model.embed = self.embed
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        tokens, targets, self.embed.T = super().batch(generator)
+        return tokens, targets, 0
+
+    def learned(self, n_loops: int, loss: float) -> None:
+        super().learned(self.embed.T, loss)
+
+    def measure(self, *args) -> tuple[dict[int, list[float]], list[float]]:
+        self.embed.T = self.train_loops
+        return super().measure(*args)
 
 
 class Far(Chains):
@@ -192,6 +228,7 @@ VARIANTS = {
         "flat-params-deep": Variant("3 layers, curriculum up to 10 hops", SAME_PARAMS, DeepEnds),
         "flat-flops-deep": Variant("14 layers, curriculum up to 10 hops", SAME_FLOPS, DeepEnds),
         "flat-flops-slow": Variant("14 layers, a third of the learning rate", SAME_FLOPS, SlowEnds),
+        "flat-flops-told": Variant("14 layers, told how many hops", SAME_FLOPS, ToldHops),
         "fixed-loops": Variant("always 12 loops, so no curriculum", {}, FixedLoops),
         "no-injection": Variant("B = 0", model=NoInjection),
         "input-once": Variant("e in the first loop only", model=InputOnce),
@@ -208,16 +245,12 @@ VARIANTS = {
         "flat-flops": Variant("same FLOPs as 4 loops, no loop", TEXT_SAME_FLOPS, FlatText),
         "fixed-loops": Variant("always 4 loops in training", task=FixedText),
     },
-    "stability": {
-        f"{name}-lr{scale}": variant
-        for scale in ("0.33", "1", "2", "4")
-        for name, variant in {
-            "loop": Variant("the toy"),
-            "free-a": Variant("A unconstrained", dict(spectral_radius_target=None)),
-            "no-injection": Variant("B = 0", model=NoInjection),
-            "fixed-loops": Variant("always 12 loops", task=FixedLoops),
-        }.items()
-    },
+}
+# At the learning rate itself (lr1) they are those of the chains and not trained again.
+LR_SCALES = ("0.33", "2", "4")
+UNSTABLE = ("loop", "free-a", "no-injection", "fixed-loops")  # what might not survive a high rate
+VARIANTS["stability"] = {
+    f"{name}-lr{scale}": VARIANTS["chains"][name] for name in UNSTABLE for scale in LR_SCALES
 }
 
 # ------------------------------------------------------------------------------------------------
@@ -337,12 +370,13 @@ def measure_text(model: RecurrentDepthTransformer, task: Text) -> dict:
 
 
 def measure_stability(model: RecurrentDepthTransformer, task: Chains) -> dict:
-    """How the state moves; how far the curriculum came is kept of every run."""
-    return dynamics(model, task.test_set()[0][:8])
+    """Does it still answer, and how does the state move?"""
+    accuracy, _ = task.measure(model, sorted({Chains.train_loops, MOST_LOOPS}))
+    return {"accuracy": accuracy} | dynamics(model, task.test_set()[0][:8])
 
 
 MEASURES = {"chains": measure_chains, "text": measure_text, "stability": measure_stability}
-STEPS = {"chains": Chains.steps, "text": Text.steps, "stability": 150}
+STEPS = {"chains": Chains.steps, "text": Text.steps, "stability": Chains.steps}
 
 
 def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loops: int) -> float:
@@ -371,18 +405,22 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int) 
     model = variant.model(replace(task.config("mla"), **variant.config))
     task.prepare(model)
     started = time.perf_counter()
-    train(
-        model, task, steps=steps, seed=seed, checkpoint=checkpoint, resume=checkpoint.exists()
-    )  # fmt: skip
-    seconds = time.perf_counter() - started
-    saved = load_checkpoint(checkpoint)
-    task.frontier = saved["frontier"]
     numbers = {"task": kind, "variant": name, "seed": seed, "steps": steps}
     numbers |= {"parameters": model.num_params(), "torch": torch.__version__}
-    numbers |= {"train_flops": training_flops(model, task, steps, saved["loops"])}
+    try:
+        train(
+            model, task, steps=steps, seed=seed, checkpoint=checkpoint, resume=checkpoint.exists()
+        )  # fmt: skip
+    except FloatingPointError as error:  # a result, too
+        numbers["diverged"] = str(error)
+    seconds = time.perf_counter() - started
     numbers |= {"train_seconds": seconds, "threads": torch.get_num_threads()}
-    numbers |= {"frontier": task.frontier}  # how far the curriculum came
-    numbers |= MEASURES[kind](model.eval(), task)
+    if "diverged" not in numbers:
+        saved = load_checkpoint(checkpoint)
+        task.frontier = saved["frontier"]
+        numbers |= {"train_flops": training_flops(model, task, steps, saved["loops"])}
+        numbers |= {"frontier": task.frontier}  # how far the curriculum came
+        numbers |= MEASURES[kind](model.eval(), task)
     text = json.dumps(numbers, indent=1)
     write_atomically(path, lambda path: path.write_text(text, "utf-8"))
     print(f"measured in {time.perf_counter() - started - seconds:.0f} s: {path.name}", flush=True)
@@ -395,12 +433,19 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int) 
 
 def load_results(kind: str, results: Path) -> dict[str, list[dict]]:
     """The kept JSON files of each variant that has any, by seed, in the order of VARIANTS."""
-    found = {
-        name: [
-            json.loads(p.read_text("utf-8")) for p in sorted((results / kind).glob(f"{name}-seed*"))
-        ]
-        for name in VARIANTS[kind]
-    }
+
+    def read(kind: str, name: str) -> list[dict]:
+        paths = sorted((results / kind).glob(f"{name}-seed*"))
+        return [json.loads(path.read_text("utf-8")) for path in paths]
+
+    def rank(key: str) -> tuple[int, float]:
+        name, _, scale = key.rpartition("-lr")
+        return UNSTABLE.index(name), float(scale)
+
+    found = {name: read(kind, name) for name in VARIANTS[kind]}
+    if kind == "stability" and any(found.values()):
+        found |= {f"{name}-lr1": read("chains", name) for name in UNSTABLE}
+        found = {key: found[key] for key in sorted(found, key=rank)}
     return {name: runs for name, runs in found.items() if runs}
 
 
@@ -520,14 +565,21 @@ def text_tables(found: dict[str, list[dict]]) -> list[str]:
 
 
 def stability_tables(found: dict[str, list[dict]]) -> list[str]:
-    rows = [
-        [name]
-        + [spread([n["frontier"] for n in runs], ".0f")]
-        + [spread([n["state_norm"][L] for n in runs], ".3g") for L in map(str, NORM_LOOPS)]
-        + [spread([n["rho"] for n in runs], ".2f")]
-        for name, runs in found.items()
-    ]
-    return [markdown(f"| variant | frontier reached | {NORM_HEAD} | rho(A) |", rows)]
+    rows, last = [], Chains.longest - 1
+    for name, all_runs in found.items():
+        runs = [n for n in all_runs if "diverged" not in n]
+        row = [name, f"{len(all_runs) - len(runs)} of {len(all_runs)}"]
+        for loops in (Chains.train_loops, MOST_LOOPS):
+            row.append(cell([100 * accuracy_at(n, loops)[last] for n in runs], ".1f"))
+        row += [cell([n["state_norm"][L] for n in runs], ".3g") for L in map(str, NORM_LOOPS)]
+        row += [cell([n["rho"] for n in runs], ".2f")]
+        rows.append(row + [cell([n["gain"][str(MOST_LOOPS)] for n in runs], ".2f")])
+    head = f"| variant | diverged | 10 hops, 12 loops | 10 hops, 32 loops | {NORM_HEAD}"
+    return [markdown(f"{head} | rho(A) | gain, after 32 loops |", rows)]
+
+
+def cell(values: list[float], form: str) -> str:
+    return spread(values, form) if values else "–"
 
 
 TABLES = {"chains": chains_tables, "text": text_tables, "stability": stability_tables}

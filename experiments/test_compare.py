@@ -68,7 +68,7 @@ def test_quick_trains_measures_and_reports_every_variant(kind, small, tmp_path, 
     """A variant that crashes or is missing from the tables; a JSON or picture that is not kept."""
     results, names = tmp_path / "new" / "results", list(compare.VARIANTS[kind])
     if kind == "stability":  # every change and every rate, not every pair
-        names = ["loop-lr0.33", "free-a-lr1", "no-injection-lr2", "fixed-loops-lr4"]
+        names = ["loop-lr0.33", "free-a-lr4", "no-injection-lr2", "fixed-loops-lr4"]
     flags = ["--task", kind, "--results", str(results), "--runs", str(tmp_path / "runs")]
     flags += ["--only", *names]
     assert compare.main([*flags, "--quick", "--seeds", "0"]) == 0
@@ -162,6 +162,70 @@ def test_flat_models_learn_the_end_within_reach():
             task.learned(n_loops, 0.5)  # not yet mastered
             assert task.frontier == min(frontier, farthest)
             task.learned(n_loops, 0.1)
+
+
+def test_told_model_gets_what_the_loop_gets():
+    """A flat model that is asked something else than the loop, or in training or test told a
+    wrong T; one that hears T and does not feel it."""
+    task, loop, rng = compare.ToldHops(), train_tiny.Chains(), torch.Generator()
+    task.frontier = loop.frontier = 12
+    model = build("flat-flops-told")
+    task.prepare(model)
+    for seed in range(6):
+        tokens, targets, T = loop.batch(rng.manual_seed(seed))
+        got = task.batch(rng.manual_seed(seed))
+        assert torch.equal(got[0], tokens) and torch.equal(got[1], targets)
+        assert got[2] == 0 and task.embed.T == T
+    task.frontier, task.embed.T = 3, 2
+    task.learned(0, 0.1)
+    assert task.frontier == 3  # 2 hops were mastered, the frontier was not
+    task.embed.T = 3
+    task.learned(0, 0.1)
+    assert task.frontier == 4
+    task.test_size = 2
+    task.measure(model, [0])
+    assert task.embed.T == 12
+    with torch.no_grad():
+        task.embed.hops.normal_()
+        far, _ = model(tokens)
+        task.embed.T = 1
+        near, _ = model(tokens)
+    assert not torch.allclose(far, near)
+    named = {
+        id(p)
+        for o in train_tiny.make_optimizers(model)
+        for g in o.param_groups
+        for p in g["params"]
+    }
+    assert {id(p) for p in model.parameters()} == named
+
+
+def test_divergence_is_a_result(small, tmp_path, monkeypatch, capsys):
+    """A comparison that dies with its worst variant, or that averages over it in silence."""
+
+    def diverge(*args, **kwargs):
+        raise FloatingPointError("Stopped in step 7")
+
+    monkeypatch.setattr(compare, "train", diverge)
+    flags = ["--task", "stability", "--results", str(tmp_path / "results"), "--runs", str(tmp_path)]
+    assert compare.main([*flags, "--seeds", "0", "--only", "free-a-lr4"]) == 0
+    kept = json.loads((tmp_path / "results" / "stability" / "free-a-lr4-seed0.json").read_text())
+    assert kept["diverged"] == "Stopped in step 7"
+    assert "| free-a-lr4 | 1 of 1 | – |" in capsys.readouterr().out
+
+
+def test_stability_runs_at_the_rate_of_their_name(small, tmp_path, monkeypatch):
+    """A learning rate that is printed and not used; runs at the usual rate trained once more."""
+    rates, real = [], compare.train
+    spy = lambda model, task, **k: (rates.append(task.lr_scale), real(model, task, **k))  # noqa: E731
+    monkeypatch.setattr(compare, "train", spy)
+    for name in ("loop-lr0.33", "loop-lr4"):
+        compare.run("stability", name, 0, tmp_path / "results", tmp_path, 1)
+    assert rates == [0.33, 4.0]
+    assert not any(name.endswith("-lr1") for name in compare.VARIANTS["stability"])
+    compare.run("chains", "loop", 0, tmp_path / "results", tmp_path, 1)
+    found = compare.load_results("stability", tmp_path / "results")
+    assert [*found] == ["loop-lr0.33", "loop-lr1", "loop-lr4"]
 
 
 def test_loop_counts_of_the_tasks():
