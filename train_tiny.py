@@ -470,69 +470,87 @@ def train(
     run["data_crc"] = task.data_crc
     first = total_loops = 0
     if resume:
-        saved = load_checkpoint(checkpoint)
-        for key, value in run.items():
-            wanted = saved["run"].get(key)
-            expect(value == wanted, f"--resume, {key}", value, f"the checkpoint's {wanted!r}")
-        try:
-            model.load_state_dict(saved["model"])
-            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-            generator.set_state(saved["generator"])
-            first, total_loops, task.frontier = (
-                int(saved[key]) for key in ("step", "loops", "frontier")
-            )
-            expect(0 < first <= steps, "step", first, f"1 … {steps}")
-        except Exception as error:
-            raise refused(checkpoint, error) from error
+        first, total_loops = restore(checkpoint, run, model, optimizers, generator, task)
+    # Only now: restore has replaced the groups that the optimizers were made with.
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
     started, seen = time.perf_counter(), 0
-    for step in range(first, steps):
+    for done in range(first + 1, steps + 1):  # once this step is
         tokens, targets, n_loops = task.batch(generator)
         tokens, targets = tokens.to(device), targets.to(device)
         for group in groups:
-            group["lr"] = task.lr_scale * group["peak_lr"] * schedule(step, steps)
+            group["lr"] = task.lr_scale * group["peak_lr"] * schedule(done - 1, steps)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             _, loss = model(tokens, targets, n_loops=n_loops, grad_loops=task.grad_loops)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         loss, norm = torch.stack([loss.detach(), norm]).tolist()  # the one wait for the device
-        done, numbers = step + 1, {"loss": loss, "gradient norm": norm}
-        expect_finite(numbers, done, model, tokens, n_loops, checkpoint)
+        now = (done, model, tokens, n_loops, checkpoint)
+        expect_finite({"loss": loss, "gradient norm": norm}, *now)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        load = model.update_router_bias(speed=0.01).float()
+        load = model.update_router_bias(speed=0.01)
         task.learned(n_loops, loss)
 
         seen, total_loops, stopped = seen + tokens.numel(), total_loops + n_loops, stop()
         if done % 25 == 0 or done == steps:
             seconds = time.perf_counter() - started
-            line = f"step {done:4d}/{steps}  loops {n_loops:2d}  loss {loss:6.3f}"
-            if model.config.recurrent_layers:
-                line += f"  rho(A) {model.spectral_radius():.3f}"
-            if load.numel():
-                busiest = (load.amax(-1) / load.mean(-1)).max()
-                line += f"  busiest expert {busiest:.2f}× mean"
             left = seconds / (done - first) * (steps - done)
-            print(f"{line}  {seen / seconds:6,.0f} tokens/s  {left:4.0f} s left", flush=True)
+            print(f"step {done:4d}/{steps}  loops {n_loops:2d}  loss {loss:6.3f}", end="")
+            print(f"{vitals(model, load)}  {seen / seconds:6,.0f} tokens/s  {left:4.0f} s left")
+            sys.stdout.flush()
         if done % SAVE_EVERY == 0 or done == steps or stopped:
             norm = torch.nn.utils.get_total_norm(model.parameters()).item()
-            expect_finite({"parameter norm": norm}, done, model, tokens, n_loops, checkpoint)
+            expect_finite({"parameter norm": norm}, *now)
             state = {"run": run, "step": done, "loops": total_loops, "frontier": task.frontier}
             state |= {"model": model.state_dict(), "generator": generator.get_state()}
             state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            try:
-                write_atomically(checkpoint, partial(torch.save, state))
-            except (OSError, RuntimeError) as error:  # a full disk; torch.save's name for it
-                problem = f"{checkpoint} could not be written: {one_line(error)}"
-                if done == steps or stopped:
-                    raise OSError(problem) from error
-                print(f"warning: step {done}: {problem}; training goes on", flush=True)
+            save(state, checkpoint, must_succeed=done == steps or stopped)
         if stopped:
             return done == steps
     return True
+
+
+def vitals(model: RecurrentDepthTransformer, load: Tensor) -> str:
+    """rho(A), and how uneven the experts' load (layers, E) is, for the progress line."""
+    text = f"  rho(A) {model.spectral_radius():.3f}" if model.recurrent else ""
+    if load.numel():
+        load = load.float()
+        text += f"  busiest expert {(load.amax(-1) / load.mean(-1)).max():.2f}× mean"
+    return text
+
+
+def save(state: dict, checkpoint: Path, must_succeed: bool) -> None:
+    """Write a checkpoint. A full disk costs a warning, or, if nothing follows, raises OSError."""
+    try:
+        write_atomically(checkpoint, partial(torch.save, state))
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as the latter
+        problem = f"{checkpoint} could not be written: {one_line(error)}"
+        if must_succeed:
+            raise OSError(problem) from error
+        print(f"warning: step {state['step']}: {problem}; training goes on", flush=True)
+
+
+def restore(
+    checkpoint: Path, run: dict, model: RecurrentDepthTransformer, optimizers: list,
+    generator: torch.Generator, task: Chains | Text,
+) -> tuple[int, int]:  # fmt: skip
+    """Go back to where `checkpoint` was saved, if it is of this run: the steps and loops so far."""
+    saved = load_checkpoint(checkpoint)
+    for key, value in run.items():
+        wanted = saved["run"].get(key)
+        expect(value == wanted, f"--resume, {key}", value, f"the checkpoint's {wanted!r}")
+    try:
+        model.load_state_dict(saved["model"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        generator.set_state(saved["generator"])
+        step, loops, task.frontier = (int(saved[key]) for key in ("step", "loops", "frontier"))
+        expect(0 < step <= run["steps"], "step", step, f"1 … {run['steps']}")
+    except Exception as error:
+        raise refused(checkpoint, error) from error
+    return step, loops
 
 
 def expect_finite(
