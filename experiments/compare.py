@@ -78,6 +78,12 @@ class SlowEnds(Ends):
     lr_scale = 1 / 3
 
 
+class FastEnds(Ends):
+    """Or more."""
+
+    lr_scale = 2.0
+
+
 class HopEmbedding(nn.Embedding):
     """An embedding that adds to every token a learned vector for T: how far to go."""
 
@@ -228,6 +234,7 @@ VARIANTS = {
         "flat-params-deep": Variant("3 layers, curriculum up to 10 hops", SAME_PARAMS, DeepEnds),
         "flat-flops-deep": Variant("14 layers, curriculum up to 10 hops", SAME_FLOPS, DeepEnds),
         "flat-flops-slow": Variant("14 layers, a third of the learning rate", SAME_FLOPS, SlowEnds),
+        "flat-flops-fast": Variant("14 layers, twice the learning rate", SAME_FLOPS, FastEnds),
         "flat-flops-told": Variant("14 layers, told how many hops", SAME_FLOPS, ToldHops),
         "fixed-loops": Variant("always 12 loops, so no curriculum", {}, FixedLoops),
         "no-injection": Variant("B = 0", model=NoInjection),
