@@ -49,6 +49,7 @@ SHAPE = MythosConfig(
     d_ff=344, max_loop_iters=8, num_experts=8, num_experts_per_token=2, d_expert=128,
 )  # fmt: skip
 MANY_EXPERTS = dict(num_experts=64, num_experts_per_token=4, d_expert=64)
+PLAIN = dict(attention_type="gqa", n_kv_heads=8, num_experts=0)  # what a Llama has, looped
 BATCH, LENGTH, DECODE_BATCH = 8, 256, 3
 CONTEXTS = (64, 256, 768, 1024)
 LOOPS = (1, 2, 4, 8, 16)
@@ -250,23 +251,28 @@ def training(device: torch.device) -> Rows:
     (took,) = seconds(lambda: a @ b)
     rows = [(f"a matrix product of {PRODUCT}³", rate(2 * PRODUCT**3 / took))]
     tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
-    for config in (SHAPE, replace(SHAPE, **MANY_EXPERTS)):
-        E, (bare, bare_flops) = config.num_experts, products(device, config)
+    for options in ({}, MANY_EXPERTS, PLAIN):
+        config, others = replace(SHAPE, **options), {}
         model = RecurrentDepthTransformer(config).to(device).train()
         flops = model.flops_per_token(context=LENGTH // 2)
-        others = {"OpenMythos 0.5.0": open_mythos(config, device)}
-        if config is SHAPE:
+        name = f"{config.num_experts} experts"
+        if options is not MANY_EXPERTS:
             others["a Llama of equal FLOPs (transformers)"] = llama(flops, config, device)
-        others = {name: other.train() for name, other in others.items() if other is not None}
+        if options is PLAIN:
+            name = "no experts, no MLA"
+        else:
+            others["OpenMythos 0.5.0"] = open_mythos(config, device)
+        others = {who: other.train() for who, other in others.items() if other is not None}
+        bare, bare_flops = products(device, config)
         calls = [bare, partial(train_step, model, tokens, our_loss)]
         calls += [partial(train_step, other, tokens, their_loss) for other in others.values()]
         took, ours, *theirs = seconds(*calls)
         limit, speed = bare_flops / took, 3 * flops * tokens.numel() / ours
-        rows.append((f"bare matrix products at the block's shapes, {E} experts", rate(limit)))
-        rows.append((f"training, {E} experts", f"{tokens.numel() / ours:,.0f} tokens/s"))
+        rows.append((f"bare matrix products at the block's shapes, {name}", rate(limit)))
+        rows.append((f"training, {name}", f"{tokens.numel() / ours:,.0f} tokens/s"))
         rows.append(("  its FLOPs", f"{rate(speed)}, {speed / limit:.0%} of the products' rate"))
-        for name, other in zip(others, theirs, strict=True):
-            rows.append((f"  {name}", beside(tokens.numel() / other, other / ours, "tokens")))
+        for who, other in zip(others, theirs, strict=True):
+            rows.append((f"  {who}", beside(tokens.numel() / other, other / ours, "tokens")))
     return rows
 
 

@@ -24,6 +24,7 @@ def small(monkeypatch):
     shape = MythosConfig(**SMALL, max_loop_iters=2, kv_lora_rank=64, q_lora_rank=8)
     for name, value in dict(
         SHAPE=shape, MANY_EXPERTS=dict(num_experts=16, num_experts_per_token=4, d_expert=8),
+        PLAIN=dict(attention_type="gqa", n_kv_heads=2, num_experts=0),
         BATCH=2, LENGTH=8, CONTEXTS=(4, 16), LOOPS=(1, 2, 4), ROUNDS=1, SEQUENCES=1, PRODUCT=16,
         open_mythos=lambda *_: None, llama=lambda *_: None,
     ).items():  # fmt: skip
@@ -44,7 +45,8 @@ def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capsys):
     assert bench.main([*flags, "--checkpoint", str(tmp_path / "chains-mla-seed0.pt")]) == 0
     numbers, printed = json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out
     for start in (
-        "a matrix product", "bare matrix", "training, 8", "training, 16", "an expert that gets no",
+        "a matrix product", "bare matrix", "training, 8", "training, 16", "training, no experts",
+        "an expert that gets no",
         "where a training", "operators called", "forward", "decoding behind 4 ",
         "decoding, 4 of", "experts, 4 of 256", "kept for", "cache of 32 tokens, GQA",
         "building", "the toy's 20 queries",
