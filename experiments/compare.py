@@ -120,6 +120,12 @@ class ToldHops(Chains):
         return super().measure(*args)
 
 
+class DeepToldHops(ToldHops):
+    """Told T, and trained on all hop counts that the test asks for."""
+
+    train_hops = 10
+
+
 class Far(Chains):
     """A test of 14 hops instead of 10: almost three times as far as any training answer."""
 
@@ -235,7 +241,11 @@ VARIANTS = {
         "flat-flops-deep": Variant("14 layers, curriculum up to 10 hops", SAME_FLOPS, DeepEnds),
         "flat-flops-slow": Variant("14 layers, a third of the learning rate", SAME_FLOPS, SlowEnds),
         "flat-flops-fast": Variant("14 layers, twice the learning rate", SAME_FLOPS, FastEnds),
+        "flat-params-told": Variant("3 layers, told how many hops", SAME_PARAMS, ToldHops),
         "flat-flops-told": Variant("14 layers, told how many hops", SAME_FLOPS, ToldHops),
+        "flat-flops-told-deep": Variant(
+            "14 layers, told, trained to 10 hops", SAME_FLOPS, DeepToldHops
+        ),
         "fixed-loops": Variant("always 12 loops, so no curriculum", {}, FixedLoops),
         "no-injection": Variant("B = 0", model=NoInjection),
         "input-once": Variant("e in the first loop only", model=InputOnce),
