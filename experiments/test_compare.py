@@ -68,7 +68,7 @@ def test_quick_trains_measures_and_reports_every_variant(kind, small, tmp_path, 
     """A variant that crashes or is missing from the tables; a JSON or picture that is not kept."""
     results, names = tmp_path / "new" / "results", list(compare.VARIANTS[kind])
     if kind == "stability":  # every change and every rate, not every pair
-        names = ["loop-lr0.33", "free-a-lr4", "no-injection-lr2", "fixed-loops-lr4"]
+        names = ["loop-lr0.33", "free-a-lr4", "no-injection-lr2"]
     flags = ["--task", kind, "--results", str(results), "--runs", str(tmp_path / "runs")]
     flags += ["--only", *names]
     assert compare.main([*flags, "--quick", "--seeds", "0"]) == 0
