@@ -621,7 +621,7 @@ def draw_chains(found: dict[str, list[dict]], path: Path) -> None:
     left.text(0, guess - 1, "guessing", va="top", color="grey")
     edge = Chains.train_hops + 0.5
     left.axvline(edge, color="black", linewidth=0.8, linestyle="--")
-    left.text(edge + 0.2, 5, "the loop was never trained here →", fontsize="small")
+    left.text(edge + 0.8, 4, "the loop was never\ntrained here →", fontsize="small")
     left.set(xlabel="hops to the end of the chain", ylabel="accuracy (%)", ylim=(0, 102))
     left.set_title("Looping against stacking")
     handles = left.get_legend_handles_labels()
