@@ -34,7 +34,8 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -340,19 +341,16 @@ class Text:
 
 def read_pieces(data: Path | None) -> list[bytes]:
     """The standard library's source files, a folder's files, or one file cut into 20 pieces."""
-    root = Path(sysconfig.get_paths()["stdlib"]) if data is None else data
-    try:
-        expect(root.exists(), "--data", str(root), "a file or a folder that exists")
-        if root.is_file():
+    root = data or Path(sysconfig.get_paths()["stdlib"])
+    with refusing(f"--data: got {str(root)!r}, expected readable files"):
+        if not root.is_dir():
             text = root.read_bytes()
             size = 1 + len(text) // 20
             return [text[i : i + size] for i in range(0, len(text), size)]
-        skip = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
-        skip = set() if data else skip | {"encodings"}  # generated tables that repeat each other
+        # Not from the library: tests, what pip installed, generated tables that repeat each other.
+        skip = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
         files = sorted(p for p in root.rglob("*" if data else "*.py") if p.is_file())
-        return [p.read_bytes() for p in files if not skip & set(p.relative_to(root).parts)]
-    except OSError as error:
-        raise ValueError(f"--data: got {str(root)!r}, expected readable files: {error}") from error
+        return [p.read_bytes() for p in files if data or not skip & set(p.relative_to(root).parts)]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -541,15 +539,13 @@ def restore(
     for key, value in run.items():
         wanted = saved["run"].get(key)
         expect(value == wanted, f"--resume, {key}", value, f"the checkpoint's {wanted!r}")
-    try:
+    with refusing(f"--resume: {checkpoint} is no checkpoint of this run"):
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         generator.set_state(saved["generator"])
         step, loops, task.frontier = (int(saved[key]) for key in ("step", "loops", "frontier"))
         expect(0 < step <= run["steps"], "step", step, f"1 … {run['steps']}")
-    except Exception as error:
-        raise refused(checkpoint, error) from error
     return step, loops
 
 
@@ -572,8 +568,13 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def refused(checkpoint: Path, error: Exception) -> ValueError:
-    return ValueError(f"--resume: {checkpoint} is no checkpoint of this run: {one_line(error)}")
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Whatever fails inside becomes a ValueError that names the flag to blame: exit code 2."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {one_line(error)}") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -592,13 +593,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def load_checkpoint(path: Path) -> dict:
     """A plain dict; nothing is unpickled. Raises ValueError if `path` is no checkpoint of ours."""
     expect(path.is_file(), "--resume", str(path), "a checkpoint that an earlier run saved")
-    try:
+    with refusing(f"--resume: {path} is no checkpoint of this run"):
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         expect(damaged is None, "checksum", damaged, "the bytes that were written")
         saved = dict(torch.load(path, map_location="cpu", weights_only=True))
         dict(saved["run"]), saved["model"]  # KeyError: somebody else's checkpoint
-    except Exception as error:
-        raise refused(path, error) from error
     return saved
 
 
@@ -633,29 +632,18 @@ def main(arguments: list[str] | None = None) -> int:
 def find_device(name: str | None) -> torch.device:
     """The device of that name, or the fastest there is. Raises ValueError if it cannot be used."""
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-    ok = name is None or name.split(":")[0] in ("cpu", "cuda", "mps")
-    expect(ok, "--device", name, "cpu, cuda or mps")
-    try:
-        return torch.empty(0, device=name or best).device
-    except (RuntimeError, AssertionError) as error:  # known, but not here
-        got = f"got {name!r}, expected a device of this machine"
-        raise ValueError(f"--device: {got}: {one_line(error)}") from error
-
-
-def writable_folder(out: Path) -> Path:
-    """Refuses before the training what could not be written after it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise ValueError(f"--out: got {str(out)!r}, expected a writable folder: {error}") from error
-    return out
+    name = best if name is None else name
+    expect(name.split(":")[0] in ("cpu", "cuda", "mps"), "--device", name, "cpu, cuda or mps")
+    with refusing(f"--device: got {name!r}, expected a device of this machine"):
+        return torch.empty(0, device=name).device
 
 
 def run(args: argparse.Namespace, task: Chains | Text) -> int:
     """What the command line does, with the task made."""
-    device, steps = find_device(args.device), args.steps or task.steps
-    out = writable_folder(Path(args.out))
+    device, steps, out = find_device(args.device), args.steps or task.steps, Path(args.out)
+    with refusing(f"--out: got {args.out!r}, expected a writable folder"):
+        out.mkdir(parents=True, exist_ok=True)  # before the training, not after it
+        tempfile.TemporaryFile(dir=out).close()
     stem = out / f"{task.name}-{args.attention}-seed{args.seed}"
     checkpoint = stem.with_suffix(".pt")
     torch.manual_seed(args.seed)
