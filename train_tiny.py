@@ -211,18 +211,16 @@ class Chains:
 
     def draw(self, results: dict, path: Path) -> None:
         """Left: the staircase, accuracy by loops and hops. Right: the loops that halting spends."""
-        import matplotlib
-
-        matplotlib.use("Agg")  # needs no display
-        from matplotlib import pyplot as plt
+        from matplotlib import figure  # without pyplot it needs no display
 
         accuracy, h = results["accuracy"], results["halting"][self.halt_threshold]
         hops, loops = range(self.longest), range(1, 17)
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+        picture = figure.Figure(figsize=(11, 4.2), layout="constrained")
+        left, right = picture.subplots(1, 2)
         grid = [[100 * a for a in accuracy[L]] for L in loops]
         extent = (-0.5, self.longest - 0.5, 0.5, 16.5)
         image = left.imshow(grid, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=100)
-        figure.colorbar(image, ax=left, label="accuracy (%)")
+        picture.colorbar(image, ax=left, label="accuracy (%)")
         left.axvline(self.train_hops + 0.5, color="white", linestyle="--")
         left.text(self.train_hops + 0.7, 1.2, "never trained →", color="white")
         left.set(xlabel="hops to the end of the chain", ylabel="loops", title="One hop per loop")
@@ -231,8 +229,7 @@ class Chains:
         title = f"Harder questions get more loops ({100 * mean(h['accuracy']):.1f}% right)"
         right.set(xlabel="hops to the end of the chain", ylabel="loops used", title=title)
         right.legend()
-        write_atomically(path, partial(figure.savefig, dpi=120))
-        plt.close(figure)
+        picture.savefig(path, dpi=120)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -246,6 +243,7 @@ class Text:
     name, steps, batch_size, grad_loops = "text", 900, 5, 4
     lr_scale, prelude_lr = 1.0, 1.0
     frontier = 0  # no curriculum
+    draw = None  # no picture: five numbers are better read in a table
     context = 256  # bytes that the model sees
     held_out = 40  # every 40th file is held out,
     test_bytes = 150_000  # and so many of their bytes are scored: more take too long
@@ -334,9 +332,6 @@ class Text:
             ("largest difference from 2 to 16 loops", max(settled) - min(settled), "<=", 0.05),
         ]
         return {"bits_per_byte": bits, "compressors": others, "sample": text, "checks": checks}
-
-    def draw(self, results: dict, path: Path) -> None:
-        """No picture: five numbers are better read in a table."""
 
 
 def read_pieces(data: Path | None) -> list[bytes]:
@@ -523,11 +518,10 @@ def save(state: dict, checkpoint: Path, must_succeed: bool) -> None:
     """Write a checkpoint. A full disk costs a warning, or, if nothing follows, raises OSError."""
     try:
         write_atomically(checkpoint, partial(torch.save, state))
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as the latter
-        problem = f"{checkpoint} could not be written: {one_line(error)}"
+    except OSError as error:
         if must_succeed:
-            raise OSError(problem) from error
-        print(f"warning: step {state['step']}: {problem}; training goes on", flush=True)
+            raise
+        print(f"warning: step {state['step']}: {error}; training goes on", flush=True)
 
 
 def restore(
@@ -578,14 +572,20 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then rename: whatever interrupts the write leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write beside `path`, then rename: whatever interrupts the write leaves the old file whole.
+
+    Raises OSError that names the file, whatever `write` failed with: torch.save reports a full disk
+    as a RuntimeError, and drawing needs matplotlib.
+    """
     temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")  # two runs may share a folder
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())  # else a power cut may leave the new name without its bytes
         os.replace(temporary, path)
+    except Exception as error:
+        raise OSError(f"{path} could not be written: {one_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -681,12 +681,14 @@ def run(args: argparse.Namespace, task: Chains | Text) -> int:
     machine = platform.processor() or platform.machine()
     results |= {"device": str(device), "machine": machine, "threads": torch.get_num_threads()}
     text = json.dumps(results, indent=1)
-    to_json = partial(write_atomically, write=lambda path: path.write_text(text, "utf-8"))
-    for suffix, write in ((".json", to_json), (".png", partial(task.draw, results))):
+    files = {".json": lambda path: path.write_text(text, "utf-8")}
+    if task.draw:
+        files[".png"] = partial(task.draw, results)
+    for suffix, write in files.items():
         try:
-            write(stem.with_suffix(suffix))
-        except Exception as error:  # a full disk, no matplotlib: no reason to lose the other file
-            failed.append(f"{stem}{suffix} could not be written: {one_line(error)}")
+            write_atomically(stem.with_suffix(suffix), write)
+        except OSError as error:  # a full disk, no matplotlib: no reason to lose the other file
+            failed.append(str(error))
     for problem in failed:
         print(f"warning: {problem}")
     print(f"{seconds:.0f} s, {trained:.0f} s of it training; results in {stem}.*")
