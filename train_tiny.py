@@ -67,9 +67,7 @@ class Chains:
     longest = 11  # nodes of the chain that the test asks about: its end is 0 … 10 hops away
     decoys = (2, 2, 2, 2, 1)  # nodes of the other chains of a test sequence
     halt_threshold = 0.3
-
-    def __init__(self) -> None:
-        self.frontier = 1  # the largest loop count drawn so far: the curriculum's only state
+    frontier = 1  # the largest loop count drawn so far: the curriculum's only state
 
     def config(self, attention_type: str) -> MythosConfig:
         return replace(get_model_config("tiny"), attention_type=attention_type)
@@ -137,9 +135,9 @@ class Chains:
         edges = (n + n * torch.arange(n) + successors).gather(1, shuffled())
         return torch.cat([edges, queries], dim=1), queries, successors, order
 
-    def test_set(self, seed: int = 12345) -> tuple[Tensor, Tensor, Tensor]:
+    def test_set(self) -> tuple[Tensor, Tensor, Tensor]:
         """tokens (S, 2n); for the queries (S, n) their chain's end and its distance (−1: decoy)."""
-        generator, size = torch.Generator().manual_seed(seed), self.test_size
+        generator, size = torch.Generator().manual_seed(12345), self.test_size
         lengths = torch.tensor([(self.longest, *self.decoys)]).expand(size, -1)
         tokens, queries, _, order = self.sequences(lengths, generator)
         main = order[:, : self.longest]
@@ -167,42 +165,34 @@ class Chains:
 
     def report(self, model: RecurrentDepthTransformer) -> dict:
         """Measure and print; returns every number, and under "checks" what PASS means."""
-        hops, deep = range(self.longest), [20, 24, 28, 32]
+        trained, last, deep = self.train_hops, self.longest - 1, (20, 24, 28, 32)
         accuracy, _ = self.measure(model, [*range(1, 17), *deep])
+        best = max(accuracy, key=lambda L: mean(accuracy[L]))
         halting = {}
         for threshold in (0.5, self.halt_threshold, 0.1):
             right, used = self.measure(model, [32], threshold)
             halting[threshold] = {"accuracy": right[32], "loops": used}
 
-        guess = 1 / (1 + len(self.decoys))
-        print(
-            f"\nTest: {self.test_size} sequences, each a chain of {self.longest} nodes and", end=" "
-        )
-        print(f"{len(self.decoys)} others. Naming the end of any chain would score {guess:.0%}.")
+        others, head = len(self.decoys), "".join(f"{k:5d}" for k in range(self.longest))
+        guess = 1 / (1 + others)
+        print(f"\nTest: {self.test_size} sequences, each a chain of {self.longest} nodes", end=" ")
+        print(f"and {others} others. Naming the end of any chain would score {guess:.0%}.")
         print("\nAccuracy (%) after so many loops (rows) by hops to the end of the chain (columns)")
-        print("loops " + "".join(f"{k:5d}" for k in hops))
+        print(f"loops {head}")
         for L in (1, 2, 4, 5, 6, 8, 10, 12, 16, *deep):
             print(f"{L:5d} " + "".join(f"{100 * a:5.0f}" for a in accuracy[L]))
         print("\nHalting when the state changes by less than: loops used by hops, and on average")
-        print("      " + "".join(f"{k:5d}" for k in hops) + "   loops accuracy")
+        print(f"      {head}   loops accuracy")
         for threshold, h in halting.items():
-            row = "".join(f"{u:5.1f}" for u in h["loops"])
-            print(
-                f"{threshold:5.2f} {row}  {mean(h['loops']):6.1f} {100 * mean(h['accuracy']):7.1f}%"
-            )
-        best = max(accuracy, key=lambda L: mean(accuracy[L]))
+            print(f"{threshold:5.2f} " + "".join(f"{used:5.1f}" for used in h["loops"]), end="")
+            print(f"  {mean(h['loops']):6.1f} {100 * mean(h['accuracy']):7.1f}%")
         print(f"The best fixed number of loops, {best}: {100 * mean(accuracy[best]):28.1f}%\n")
 
-        last, at = self.longest - 1, accuracy[self.train_loops]
-        drift = max(accuracy[16][k] - accuracy[L][k] for L in deep for k in hops)
+        at = accuracy[self.train_loops]
+        drift = max(accuracy[16][k] - accuracy[L][k] for L in deep for k in range(self.longest))
         lost = mean(accuracy[best]) - mean(halting[self.halt_threshold]["accuracy"])
         checks = [
-            (
-                f"right up to {self.train_hops} hops, 12 loops",
-                min(at[: self.train_hops + 1]),
-                ">=",
-                0.99,
-            ),
+            (f"right up to {trained} hops, 12 loops", min(at[: trained + 1]), ">=", 0.99),
             (f"right at {last} hops, 12 loops", at[last], ">=", 0.90),
             ("lost from 16 to 32 loops, at any hops", drift, "<=", 0.05),
             (f"lost by halting below {self.halt_threshold}", lost, "<=", 0.01),
@@ -214,10 +204,10 @@ class Chains:
         from matplotlib import figure  # without pyplot it needs no display
 
         accuracy, h = results["accuracy"], results["halting"][self.halt_threshold]
-        hops, loops = range(self.longest), range(1, 17)
+        hops = range(self.longest)
         picture = figure.Figure(figsize=(11, 4.2), layout="constrained")
         left, right = picture.subplots(1, 2)
-        grid = [[100 * a for a in accuracy[L]] for L in loops]
+        grid = [[100 * a for a in accuracy[L]] for L in range(1, 17)]
         extent = (-0.5, self.longest - 0.5, 0.5, 16.5)
         image = left.imshow(grid, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=100)
         picture.colorbar(image, ax=left, label="accuracy (%)")
@@ -280,9 +270,8 @@ class Text:
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
         """tokens and targets, (B, context) each and one byte apart, and T."""
-        starts = torch.randint(
-            len(self.train_data) - self.context, (self.batch_size, 1), generator=generator
-        )
+        places = len(self.train_data) - self.context
+        starts = torch.randint(places, (self.batch_size, 1), generator=generator)
         window = self.train_data[starts + torch.arange(self.context + 1)].long()
         return window[:, :-1], window[:, 1:], self.draw_loops(generator)
 
@@ -304,7 +293,7 @@ class Text:
     def report(self, model: RecurrentDepthTransformer) -> dict:
         """Held-out bits per byte for each loop count, beside two compressors, and a sample."""
         C, device = self.context, model.head.weight.device
-        bits = self.measure(model, list(self.test_loops))
+        bits = self.measure(model, self.test_loops)
 
         def packed(compress: Callable, size: int, **options) -> float:
             parts = [self.test[i : i + size] for i in range(0, len(self.test), size)]
@@ -441,15 +430,9 @@ SAVE_EVERY = 50  # steps from one checkpoint to the next
 
 
 def train(
-    model: RecurrentDepthTransformer,
-    task: Chains | Text,
-    *,
-    steps: int,
-    seed: int,
-    checkpoint: Path,
-    resume: bool = False,
-    stop: Callable[[], bool] = lambda: False,
-) -> bool:
+    model: RecurrentDepthTransformer, task: Chains | Text, *, steps: int, seed: int,
+    checkpoint: Path, resume: bool = False, stop: Callable[[], bool] = lambda: False,
+) -> bool:  # fmt: skip
     """Train in place, saving to `checkpoint` every 50 steps; False if `stop` ended it early.
 
     A resumed run draws the batches that the interrupted one would have drawn. Raises
@@ -491,8 +474,8 @@ def train(
             seconds = time.perf_counter() - started
             left = seconds / (done - first) * (steps - done)
             print(f"step {done:4d}/{steps}  loops {n_loops:2d}  loss {loss:6.3f}", end="")
-            print(f"{vitals(model, load)}  {seen / seconds:6,.0f} tokens/s  {left:4.0f} s left")
-            sys.stdout.flush()
+            print(vitals(model, load), end="")
+            print(f"  {seen / seconds:6,.0f} tokens/s  {left:4.0f} s left", flush=True)
         if done % SAVE_EVERY == 0 or done == steps or stopped:
             norm = torch.nn.utils.get_total_norm(model.parameters()).item()
             expect_finite({"parameter norm": norm}, *now)
@@ -509,8 +492,7 @@ def vitals(model: RecurrentDepthTransformer, load: Tensor) -> str:
     """rho(A), and how uneven the experts' load (layers, E) is, for the progress line."""
     text = f"  rho(A) {model.spectral_radius():.3f}" if model.recurrent else ""
     if load.numel():
-        load = load.float()
-        text += f"  busiest expert {(load.amax(-1) / load.mean(-1)).max():.2f}× mean"
+        text += f"  busiest expert {(load.amax(-1) / load.float().mean(-1)).max():.2f}× mean"
     return text
 
 
@@ -608,9 +590,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", choices=("chains", "text"), default="chains")
     parser.add_argument("--attention", choices=("mla", "gqa"), default="mla")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--steps", type=int, help=f"{Chains.steps} for chains, {Text.steps} for text"
-    )
+    parser.add_argument("--steps", type=int, help=f"{Chains.steps}, or {Text.steps} for text")
     parser.add_argument("--data", help="text: a file or folder (default: Python's own)")
     parser.add_argument("--out", default="runs", help="folder for the results")
     parser.add_argument("--resume", action="store_true", help="continue from --out's checkpoint")
@@ -680,8 +660,7 @@ def run(args: argparse.Namespace, task: Chains | Text) -> int:
     results |= {"seed": args.seed, "attention": args.attention, "torch": torch.__version__}
     machine = platform.processor() or platform.machine()
     results |= {"device": str(device), "machine": machine, "threads": torch.get_num_threads()}
-    text = json.dumps(results, indent=1)
-    files = {".json": lambda path: path.write_text(text, "utf-8")}
+    files = {".json": lambda path: path.write_text(json.dumps(results, indent=1), "utf-8")}
     if task.draw:
         files[".png"] = partial(task.draw, results)
     for suffix, write in files.items():
