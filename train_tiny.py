@@ -173,8 +173,9 @@ class Chains:
             right, used = self.measure(model, [32], threshold)
             halting[threshold] = {"accuracy": right[32], "loops": used}
 
-        others, head = len(self.decoys), "".join(f"{k:5d}" for k in range(self.longest))
+        others = len(self.decoys)
         guess = 1 / (1 + others)
+        head = "".join(f"{k:5d}" for k in range(self.longest))
         print(f"\nTest: {self.test_size} sequences, each a chain of {self.longest} nodes", end=" ")
         print(f"and {others} others. Naming the end of any chain would score {guess:.0%}.")
         print("\nAccuracy (%) after so many loops (rows) by hops to the end of the chain (columns)")
@@ -450,7 +451,7 @@ def train(
     # Only now: restore has replaced the groups that the optimizers were made with.
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
-    started, seen = time.perf_counter(), 0
+    started = time.perf_counter()
     for done in range(first + 1, steps + 1):  # once this step is
         tokens, targets, n_loops = task.batch(generator)
         tokens, targets = tokens.to(device), targets.to(device)
@@ -461,24 +462,23 @@ def train(
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         loss, norm = torch.stack([loss.detach(), norm]).tolist()  # the one wait for the device
-        now = (done, model, tokens, n_loops, checkpoint)
-        expect_finite({"loss": loss, "gradient norm": norm}, *now)
+        numbers = {"loss": loss, "gradient norm": norm}
+        expect_finite(numbers, done, model, tokens, n_loops, checkpoint)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         load = model.update_router_bias(speed=0.01)
         task.learned(n_loops, loss)
 
-        seen, total_loops, stopped = seen + tokens.numel(), total_loops + n_loops, stop()
+        total_loops, stopped = total_loops + n_loops, stop()
         if done % 25 == 0 or done == steps:
-            seconds = time.perf_counter() - started
-            left = seconds / (done - first) * (steps - done)
+            pace = (time.perf_counter() - started) / (done - first)  # seconds for a step
             print(f"step {done:4d}/{steps}  loops {n_loops:2d}  loss {loss:6.3f}", end="")
-            print(vitals(model, load), end="")
-            print(f"  {seen / seconds:6,.0f} tokens/s  {left:4.0f} s left", flush=True)
+            print(f"{vitals(model, load)}  {tokens.numel() / pace:6,.0f} tokens/s", end="")
+            print(f"  {pace * (steps - done):4.0f} s left", flush=True)
         if done % SAVE_EVERY == 0 or done == steps or stopped:
-            norm = torch.nn.utils.get_total_norm(model.parameters()).item()
-            expect_finite({"parameter norm": norm}, *now)
+            numbers = {"parameter norm": torch.nn.utils.get_total_norm(model.parameters()).item()}
+            expect_finite(numbers, done, model, tokens, n_loops, checkpoint)
             state = {"run": run, "step": done, "loops": total_loops, "frontier": task.frontier}
             state |= {"model": model.state_dict(), "generator": generator.get_state()}
             state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
@@ -546,7 +546,7 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Whatever fails inside becomes a ValueError that names the flag to blame: exit code 2."""
+    """Whatever fails inside becomes a ValueError of one line that names the flag: exit code 2."""
     try:
         yield
     except Exception as error:
@@ -559,9 +559,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises OSError that names the file, whatever `write` failed with: torch.save reports a full disk
     as a RuntimeError, and drawing needs matplotlib.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")  # two runs may share a folder
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())  # else a power cut may leave the new name without its bytes
@@ -621,8 +621,9 @@ def find_device(name: str | None) -> torch.device:
 def run(args: argparse.Namespace, task: Chains | Text) -> int:
     """What the command line does, with the task made."""
     device, steps, out = find_device(args.device), args.steps or task.steps, Path(args.out)
+    # Refuse now, and not after the training.
     with refusing(f"--out: got {args.out!r}, expected a writable folder"):
-        out.mkdir(parents=True, exist_ok=True)  # before the training, not after it
+        out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     stem = out / f"{task.name}-{args.attention}-seed{args.seed}"
     checkpoint = stem.with_suffix(".pt")
