@@ -34,7 +34,8 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -66,9 +67,7 @@ class Chains:
     longest = 11  # nodes of the chain that the test asks about: its end is 0 … 10 hops away
     decoys = (2, 2, 2, 2, 1)  # nodes of the other chains of a test sequence
     halt_threshold = 0.3
-
-    def __init__(self) -> None:
-        self.frontier = 1  # the largest loop count drawn so far: the curriculum's only state
+    frontier = 1  # the largest loop count drawn so far: the curriculum's only state
 
     def config(self, attention_type: str) -> MythosConfig:
         return replace(get_model_config("tiny"), attention_type=attention_type)
@@ -136,9 +135,9 @@ class Chains:
         edges = (n + n * torch.arange(n) + successors).gather(1, shuffled())
         return torch.cat([edges, queries], dim=1), queries, successors, order
 
-    def test_set(self, seed: int = 12345) -> tuple[Tensor, Tensor, Tensor]:
+    def test_set(self) -> tuple[Tensor, Tensor, Tensor]:
         """tokens (S, 2n); for the queries (S, n) their chain's end and its distance (−1: decoy)."""
-        generator, size = torch.Generator().manual_seed(seed), self.test_size
+        generator, size = torch.Generator().manual_seed(12345), self.test_size
         lengths = torch.tensor([(self.longest, *self.decoys)]).expand(size, -1)
         tokens, queries, _, order = self.sequences(lengths, generator)
         main = order[:, : self.longest]
@@ -166,42 +165,35 @@ class Chains:
 
     def report(self, model: RecurrentDepthTransformer) -> dict:
         """Measure and print; returns every number, and under "checks" what PASS means."""
-        hops, deep = range(self.longest), [20, 24, 28, 32]
+        trained, last, deep = self.train_hops, self.longest - 1, (20, 24, 28, 32)
         accuracy, _ = self.measure(model, [*range(1, 17), *deep])
+        best = max(accuracy, key=lambda L: mean(accuracy[L]))
         halting = {}
         for threshold in (0.5, self.halt_threshold, 0.1):
             right, used = self.measure(model, [32], threshold)
             halting[threshold] = {"accuracy": right[32], "loops": used}
 
-        guess = 1 / (1 + len(self.decoys))
-        print(
-            f"\nTest: {self.test_size} sequences, each a chain of {self.longest} nodes and", end=" "
-        )
-        print(f"{len(self.decoys)} others. Naming the end of any chain would score {guess:.0%}.")
+        others = len(self.decoys)
+        guess = 1 / (1 + others)
+        head = "".join(f"{k:5d}" for k in range(self.longest))
+        print(f"\nTest: {self.test_size} sequences, each a chain of {self.longest} nodes", end=" ")
+        print(f"and {others} others. Naming the end of any chain would score {guess:.0%}.")
         print("\nAccuracy (%) after so many loops (rows) by hops to the end of the chain (columns)")
-        print("loops " + "".join(f"{k:5d}" for k in hops))
+        print(f"loops {head}")
         for L in (1, 2, 4, 5, 6, 8, 10, 12, 16, *deep):
             print(f"{L:5d} " + "".join(f"{100 * a:5.0f}" for a in accuracy[L]))
         print("\nHalting when the state changes by less than: loops used by hops, and on average")
-        print("      " + "".join(f"{k:5d}" for k in hops) + "   loops accuracy")
+        print(f"      {head}   loops accuracy")
         for threshold, h in halting.items():
-            row = "".join(f"{u:5.1f}" for u in h["loops"])
-            print(
-                f"{threshold:5.2f} {row}  {mean(h['loops']):6.1f} {100 * mean(h['accuracy']):7.1f}%"
-            )
-        best = max(accuracy, key=lambda L: mean(accuracy[L]))
+            print(f"{threshold:5.2f} " + "".join(f"{used:5.1f}" for used in h["loops"]), end="")
+            print(f"  {mean(h['loops']):6.1f} {100 * mean(h['accuracy']):7.1f}%")
         print(f"The best fixed number of loops, {best}: {100 * mean(accuracy[best]):28.1f}%\n")
 
-        last, at = self.longest - 1, accuracy[self.train_loops]
-        drift = max(accuracy[16][k] - accuracy[L][k] for L in deep for k in hops)
+        at = accuracy[self.train_loops]
+        drift = max(accuracy[16][k] - accuracy[L][k] for L in deep for k in range(self.longest))
         lost = mean(accuracy[best]) - mean(halting[self.halt_threshold]["accuracy"])
         checks = [
-            (
-                f"right up to {self.train_hops} hops, 12 loops",
-                min(at[: self.train_hops + 1]),
-                ">=",
-                0.99,
-            ),
+            (f"right up to {trained} hops, 12 loops", min(at[: trained + 1]), ">=", 0.99),
             (f"right at {last} hops, 12 loops", at[last], ">=", 0.90),
             ("lost from 16 to 32 loops, at any hops", drift, "<=", 0.05),
             (f"lost by halting below {self.halt_threshold}", lost, "<=", 0.01),
@@ -210,18 +202,16 @@ class Chains:
 
     def draw(self, results: dict, path: Path) -> None:
         """Left: the staircase, accuracy by loops and hops. Right: the loops that halting spends."""
-        import matplotlib
-
-        matplotlib.use("Agg")  # needs no display
-        from matplotlib import pyplot as plt
+        from matplotlib import figure  # without pyplot it needs no display
 
         accuracy, h = results["accuracy"], results["halting"][self.halt_threshold]
-        hops, loops = range(self.longest), range(1, 17)
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-        grid = [[100 * a for a in accuracy[L]] for L in loops]
+        hops = range(self.longest)
+        picture = figure.Figure(figsize=(11, 4.2), layout="constrained")
+        left, right = picture.subplots(1, 2)
+        grid = [[100 * a for a in accuracy[L]] for L in range(1, 17)]
         extent = (-0.5, self.longest - 0.5, 0.5, 16.5)
         image = left.imshow(grid, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=100)
-        figure.colorbar(image, ax=left, label="accuracy (%)")
+        picture.colorbar(image, ax=left, label="accuracy (%)")
         left.axvline(self.train_hops + 0.5, color="white", linestyle="--")
         left.text(self.train_hops + 0.7, 1.2, "never trained →", color="white")
         left.set(xlabel="hops to the end of the chain", ylabel="loops", title="One hop per loop")
@@ -230,8 +220,7 @@ class Chains:
         title = f"Harder questions get more loops ({100 * mean(h['accuracy']):.1f}% right)"
         right.set(xlabel="hops to the end of the chain", ylabel="loops used", title=title)
         right.legend()
-        write_atomically(path, partial(figure.savefig, dpi=120))
-        plt.close(figure)
+        picture.savefig(path, dpi=120)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -245,6 +234,7 @@ class Text:
     name, steps, batch_size, grad_loops = "text", 900, 5, 4
     lr_scale, prelude_lr = 1.0, 1.0
     frontier = 0  # no curriculum
+    draw = None  # no picture: five numbers are better read in a table
     context = 256  # bytes that the model sees
     held_out = 40  # every 40th file is held out,
     test_bytes = 150_000  # and so many of their bytes are scored: more take too long
@@ -281,9 +271,8 @@ class Text:
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
         """tokens and targets, (B, context) each and one byte apart, and T."""
-        starts = torch.randint(
-            len(self.train_data) - self.context, (self.batch_size, 1), generator=generator
-        )
+        places = len(self.train_data) - self.context
+        starts = torch.randint(places, (self.batch_size, 1), generator=generator)
         window = self.train_data[starts + torch.arange(self.context + 1)].long()
         return window[:, :-1], window[:, 1:], self.draw_loops(generator)
 
@@ -305,7 +294,7 @@ class Text:
     def report(self, model: RecurrentDepthTransformer) -> dict:
         """Held-out bits per byte for each loop count, beside two compressors, and a sample."""
         C, device = self.context, model.head.weight.device
-        bits = self.measure(model, list(self.test_loops))
+        bits = self.measure(model, self.test_loops)
 
         def packed(compress: Callable, size: int, **options) -> float:
             parts = [self.test[i : i + size] for i in range(0, len(self.test), size)]
@@ -334,25 +323,19 @@ class Text:
         ]
         return {"bits_per_byte": bits, "compressors": others, "sample": text, "checks": checks}
 
-    def draw(self, results: dict, path: Path) -> None:
-        """No picture: five numbers are better read in a table."""
-
 
 def read_pieces(data: Path | None) -> list[bytes]:
     """The standard library's source files, a folder's files, or one file cut into 20 pieces."""
-    root = Path(sysconfig.get_paths()["stdlib"]) if data is None else data
-    try:
-        expect(root.exists(), "--data", str(root), "a file or a folder that exists")
-        if root.is_file():
+    root = data or Path(sysconfig.get_paths()["stdlib"])
+    with refusing(f"--data: got {str(root)!r}, expected readable files"):
+        if not root.is_dir():
             text = root.read_bytes()
             size = 1 + len(text) // 20
             return [text[i : i + size] for i in range(0, len(text), size)]
-        skip = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
-        skip = set() if data else skip | {"encodings"}  # generated tables that repeat each other
+        # Not from the library: tests, what pip installed, generated tables that repeat each other.
+        skip = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
         files = sorted(p for p in root.rglob("*" if data else "*.py") if p.is_file())
-        return [p.read_bytes() for p in files if not skip & set(p.relative_to(root).parts)]
-    except OSError as error:
-        raise ValueError(f"--data: got {str(root)!r}, expected readable files: {error}") from error
+        return [p.read_bytes() for p in files if data or not skip & set(p.relative_to(root).parts)]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -448,15 +431,9 @@ SAVE_EVERY = 50  # steps from one checkpoint to the next
 
 
 def train(
-    model: RecurrentDepthTransformer,
-    task: Chains | Text,
-    *,
-    steps: int,
-    seed: int,
-    checkpoint: Path,
-    resume: bool = False,
-    stop: Callable[[], bool] = lambda: False,
-) -> bool:
+    model: RecurrentDepthTransformer, task: Chains | Text, *, steps: int, seed: int,
+    checkpoint: Path, resume: bool = False, stop: Callable[[], bool] = lambda: False,
+) -> bool:  # fmt: skip
     """Train in place, saving to `checkpoint` every 50 steps; False if `stop` ended it early.
 
     A resumed run draws the batches that the interrupted one would have drawn. Raises
@@ -474,7 +451,7 @@ def train(
     # Only now: restore has replaced the groups that the optimizers were made with.
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     model.train()
-    started, seen = time.perf_counter(), 0
+    started = time.perf_counter()
     for done in range(first + 1, steps + 1):  # once this step is
         tokens, targets, n_loops = task.batch(generator)
         tokens, targets = tokens.to(device), targets.to(device)
@@ -485,24 +462,23 @@ def train(
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         loss, norm = torch.stack([loss.detach(), norm]).tolist()  # the one wait for the device
-        now = (done, model, tokens, n_loops, checkpoint)
-        expect_finite({"loss": loss, "gradient norm": norm}, *now)
+        numbers = {"loss": loss, "gradient norm": norm}
+        expect_finite(numbers, done, model, tokens, n_loops, checkpoint)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         load = model.update_router_bias(speed=0.01)
         task.learned(n_loops, loss)
 
-        seen, total_loops, stopped = seen + tokens.numel(), total_loops + n_loops, stop()
+        total_loops, stopped = total_loops + n_loops, stop()
         if done % 25 == 0 or done == steps:
-            seconds = time.perf_counter() - started
-            left = seconds / (done - first) * (steps - done)
+            pace = (time.perf_counter() - started) / (done - first)  # seconds for a step
             print(f"step {done:4d}/{steps}  loops {n_loops:2d}  loss {loss:6.3f}", end="")
-            print(f"{vitals(model, load)}  {seen / seconds:6,.0f} tokens/s  {left:4.0f} s left")
-            sys.stdout.flush()
+            print(f"{vitals(model, load)}  {tokens.numel() / pace:6,.0f} tokens/s", end="")
+            print(f"  {pace * (steps - done):4.0f} s left", flush=True)
         if done % SAVE_EVERY == 0 or done == steps or stopped:
-            norm = torch.nn.utils.get_total_norm(model.parameters()).item()
-            expect_finite({"parameter norm": norm}, *now)
+            numbers = {"parameter norm": torch.nn.utils.get_total_norm(model.parameters()).item()}
+            expect_finite(numbers, done, model, tokens, n_loops, checkpoint)
             state = {"run": run, "step": done, "loops": total_loops, "frontier": task.frontier}
             state |= {"model": model.state_dict(), "generator": generator.get_state()}
             state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
@@ -516,8 +492,7 @@ def vitals(model: RecurrentDepthTransformer, load: Tensor) -> str:
     """rho(A), and how uneven the experts' load (layers, E) is, for the progress line."""
     text = f"  rho(A) {model.spectral_radius():.3f}" if model.recurrent else ""
     if load.numel():
-        load = load.float()
-        text += f"  busiest expert {(load.amax(-1) / load.mean(-1)).max():.2f}× mean"
+        text += f"  busiest expert {(load.amax(-1) / load.float().mean(-1)).max():.2f}× mean"
     return text
 
 
@@ -525,11 +500,10 @@ def save(state: dict, checkpoint: Path, must_succeed: bool) -> None:
     """Write a checkpoint. A full disk costs a warning, or, if nothing follows, raises OSError."""
     try:
         write_atomically(checkpoint, partial(torch.save, state))
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as the latter
-        problem = f"{checkpoint} could not be written: {one_line(error)}"
+    except OSError as error:
         if must_succeed:
-            raise OSError(problem) from error
-        print(f"warning: step {state['step']}: {problem}; training goes on", flush=True)
+            raise
+        print(f"warning: step {state['step']}: {error}; training goes on", flush=True)
 
 
 def restore(
@@ -541,15 +515,13 @@ def restore(
     for key, value in run.items():
         wanted = saved["run"].get(key)
         expect(value == wanted, f"--resume, {key}", value, f"the checkpoint's {wanted!r}")
-    try:
+    with refusing(f"--resume: {checkpoint} is no checkpoint of this run"):
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         generator.set_state(saved["generator"])
         step, loops, task.frontier = (int(saved[key]) for key in ("step", "loops", "frontier"))
         expect(0 < step <= run["steps"], "step", step, f"1 … {run['steps']}")
-    except Exception as error:
-        raise refused(checkpoint, error) from error
     return step, loops
 
 
@@ -572,12 +544,21 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def refused(checkpoint: Path, error: Exception) -> ValueError:
-    return ValueError(f"--resume: {checkpoint} is no checkpoint of this run: {one_line(error)}")
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Whatever fails inside becomes a ValueError of one line that names the flag: exit code 2."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {one_line(error)}") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then rename: whatever interrupts the write leaves the old file whole."""
+    """Write beside `path`, then rename: whatever interrupts the write leaves the old file whole.
+
+    Raises OSError that names the file, whatever `write` failed with: torch.save reports a full disk
+    as a RuntimeError, and drawing needs matplotlib.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")  # two runs may share a folder
     try:
@@ -585,6 +566,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())  # else a power cut may leave the new name without its bytes
         os.replace(temporary, path)
+    except Exception as error:
+        raise OSError(f"{path} could not be written: {one_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -592,13 +575,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def load_checkpoint(path: Path) -> dict:
     """A plain dict; nothing is unpickled. Raises ValueError if `path` is no checkpoint of ours."""
     expect(path.is_file(), "--resume", str(path), "a checkpoint that an earlier run saved")
-    try:
+    with refusing(f"--resume: {path} is no checkpoint of this run"):
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         expect(damaged is None, "checksum", damaged, "the bytes that were written")
         saved = dict(torch.load(path, map_location="cpu", weights_only=True))
         dict(saved["run"]), saved["model"]  # KeyError: somebody else's checkpoint
-    except Exception as error:
-        raise refused(path, error) from error
     return saved
 
 
@@ -609,9 +590,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", choices=("chains", "text"), default="chains")
     parser.add_argument("--attention", choices=("mla", "gqa"), default="mla")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--steps", type=int, help=f"{Chains.steps} for chains, {Text.steps} for text"
-    )
+    parser.add_argument("--steps", type=int, help=f"{Chains.steps}, or {Text.steps} for text")
     parser.add_argument("--data", help="text: a file or folder (default: Python's own)")
     parser.add_argument("--out", default="runs", help="folder for the results")
     parser.add_argument("--resume", action="store_true", help="continue from --out's checkpoint")
@@ -633,29 +612,19 @@ def main(arguments: list[str] | None = None) -> int:
 def find_device(name: str | None) -> torch.device:
     """The device of that name, or the fastest there is. Raises ValueError if it cannot be used."""
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-    ok = name is None or name.split(":")[0] in ("cpu", "cuda", "mps")
-    expect(ok, "--device", name, "cpu, cuda or mps")
-    try:
-        return torch.empty(0, device=name or best).device
-    except (RuntimeError, AssertionError) as error:  # known, but not here
-        got = f"got {name!r}, expected a device of this machine"
-        raise ValueError(f"--device: {got}: {one_line(error)}") from error
-
-
-def writable_folder(out: Path) -> Path:
-    """Refuses before the training what could not be written after it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise ValueError(f"--out: got {str(out)!r}, expected a writable folder: {error}") from error
-    return out
+    name = best if name is None else name
+    expect(name.split(":")[0] in ("cpu", "cuda", "mps"), "--device", name, "cpu, cuda or mps")
+    with refusing(f"--device: got {name!r}, expected a device of this machine"):
+        return torch.empty(0, device=name).device
 
 
 def run(args: argparse.Namespace, task: Chains | Text) -> int:
     """What the command line does, with the task made."""
-    device, steps = find_device(args.device), args.steps or task.steps
-    out = writable_folder(Path(args.out))
+    device, steps, out = find_device(args.device), args.steps or task.steps, Path(args.out)
+    # Refuse now, and not after the training.
+    with refusing(f"--out: got {args.out!r}, expected a writable folder"):
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
     stem = out / f"{task.name}-{args.attention}-seed{args.seed}"
     checkpoint = stem.with_suffix(".pt")
     torch.manual_seed(args.seed)
@@ -692,13 +661,14 @@ def run(args: argparse.Namespace, task: Chains | Text) -> int:
     results |= {"seed": args.seed, "attention": args.attention, "torch": torch.__version__}
     machine = platform.processor() or platform.machine()
     results |= {"device": str(device), "machine": machine, "threads": torch.get_num_threads()}
-    text = json.dumps(results, indent=1)
-    to_json = partial(write_atomically, write=lambda path: path.write_text(text, "utf-8"))
-    for suffix, write in ((".json", to_json), (".png", partial(task.draw, results))):
+    files = {".json": lambda path: path.write_text(json.dumps(results, indent=1), "utf-8")}
+    if task.draw:
+        files[".png"] = partial(task.draw, results)
+    for suffix, write in files.items():
         try:
-            write(stem.with_suffix(suffix))
-        except Exception as error:  # a full disk, no matplotlib: no reason to lose the other file
-            failed.append(f"{stem}{suffix} could not be written: {one_line(error)}")
+            write_atomically(stem.with_suffix(suffix), write)
+        except OSError as error:  # a full disk, no matplotlib: no reason to lose the other file
+            failed.append(str(error))
     for problem in failed:
         print(f"warning: {problem}")
     print(f"{seconds:.0f} s, {trained:.0f} s of it training; results in {stem}.*")
