@@ -140,17 +140,18 @@ class MythosConfig:
     def __post_init__(self) -> None:
         may_be_zero = ("prelude_layers", "recurrent_layers", "coda_layers", "max_loop_iters")
         may_be_zero += ("num_experts", "num_shared_experts")
-        for f in fields(self):  # f.type is the annotation as a string, see the __future__ import
-            value = getattr(self, f.name)
-            if value is None and "None" in f.type:
+        for f in fields(self):
+            value, annotation = getattr(self, f.name), str(f.type)  # "int", "float | None", …
+            if value is None and "None" in annotation:
                 continue
-            if "int" in f.type:
+            if "int" in annotation:
                 low = 0 if f.name in may_be_zero else 1
                 expect(type(value) is int and value >= low, f.name, value, f"an integer >= {low}")
-            elif "float" in f.type:
+            elif "float" in annotation:
                 ok = is_number(value) and 0 < value < math.inf
                 expect(ok, f.name, value, "a finite number above 0")
-        rho, kind = self.spectral_radius_target, self.attention_type
+        theta, rho, kind = self.rope_theta, self.spectral_radius_target, self.attention_type
+        expect(theta >= 1, "rope_theta", theta, "at least 1: below it, angles can overflow")
         expect(rho is None or rho < 1, "spectral_radius_target", rho, "below 1, or None")
         expect(kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")
 
@@ -381,8 +382,8 @@ traceable_grouped_mm.register_autograd(
 class MixtureOfExperts(nn.Module):
     """Shared experts for every token plus K of E routed ones (DeepSeekMoE, DeepSeek-V3).
 
-    forward: x (B, T, D) -> (B, T, D). Copy it together with `SwiGLU`. To compile it in fp32, or to
-    try shapes on the meta device, it also needs `traceable_grouped_mm`.
+    forward: x (B, T, D) -> (B, T, D). Copy it together with `SwiGLU`. To compile it, or to try
+    shapes on the meta device, copy `traceable_grouped_mm` and what registers its parts, too.
 
         s      = sigmoid(x·W_router)                       one score per expert, in (0, 1)
         chosen = the K experts with the largest s + bias
@@ -531,7 +532,7 @@ class StateUpdate(nn.Module):
 
     @torch.no_grad()
     def spectral_radius(self) -> float:
-        """rho(A) = max |A_i|, exact because A is diagonal."""
+        """rho(A) = max |A_i| since A is diagonal; exact, up to the rounding of A to h's dtype."""
         return self.A().abs().max().item()
 
 
@@ -712,9 +713,9 @@ class RecurrentDepthTransformer(nn.Module):
             if halt_threshold is not None:
                 if n_active < n_tokens:
                     h_next = torch.where(active[..., None], h_next, h)
-                change = (h_next - h).float().norm(dim=-1) / h_next.float().norm(dim=-1)
-                active = active & (change >= halt_threshold)
-                n_active = int(active.sum())  # the one place where a GPU is waited for
+                change = (h_next.float() - h.float()).norm(dim=-1) / h_next.float().norm(dim=-1)
+                active = active & ~(change < halt_threshold)  # nan: exploded, not settled
+                n_active = int(active.sum())  # a GPU is waited for, once per loop
             h = h_next
             if states is not None:
                 states.append(h)
@@ -741,7 +742,7 @@ class RecurrentDepthTransformer(nn.Module):
         w = self.head.weight
         return Cache(
             prelude=c.prelude_layers, recurrent=c.recurrent_layers, coda=c.coda_layers,
-            n_loops=n_loops, batch_size=batch_size, length=length, width=self.config.row_width(),
+            n_loops=n_loops, batch_size=batch_size, length=length, width=c.row_width(),
             device=w.device, dtype=w.dtype,
         )  # fmt: skip
 
@@ -802,6 +803,8 @@ class RecurrentDepthTransformer(nn.Module):
 
         Call once after each optimizer step. A model without experts returns an empty tensor.
         """
+        ok = is_number(speed) and 0 <= speed < math.inf
+        expect(ok, "speed", speed, "a finite number >= 0")
         loads = [moe.update_router_bias(speed) for moe in self._experts()]
         return torch.stack(loads) if loads else torch.empty(0)
 
@@ -847,9 +850,9 @@ class RecurrentDepthTransformer(nn.Module):
             "state_norm": h.norm(dim=-1),
             "change": moved / h.norm(dim=-1),
             "logits": torch.stack(logits),
-            "expert_load": torch.stack(loads).view(len(states), -1, self.config.num_experts)
-            if loads
-            else torch.empty(len(states), 0, 0),
+            "expert_load": torch.cat([used.new_empty(0), *loads]).view(
+                len(states), len(hooks), self.config.num_experts
+            ),
             "loops_used": used,
         }
 
@@ -872,15 +875,15 @@ class RecurrentDepthTransformer(nn.Module):
         small disturbance grows from loop to loop, below 1 all die out in the end. n_loops = 0 is
         the first loop, at h_0 = 0 (where forward would skip the loop). The largest over the batch.
         Power iteration v ← Jᵀv / |Jᵀv| with vector-Jacobian products, J never formed; Jᵀ and J
-        share eigenvalues.
-        The growth |Jᵀv| is averaged (geometric mean) over the later half of the iterations, since
-        it oscillates when the leading eigenvalues are a complex pair.
+        share eigenvalues. The growth |Jᵀv| is averaged (geometric mean) over the later half of the
+        iterations, since it oscillates when the leading eigenvalues are a complex pair. More
+        iterations are more exact: take 1000 for a verdict near 1.
         """
         n_loops = self._check(tokens, None, n_loops, None, None, None)
         expect(len(self.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
         ok = type(iterations) is int and iterations >= 2
         expect(ok, "iterations", iterations, "an integer >= 2")
-        with self._eval_mode():
+        with self._eval_mode(), torch.inference_mode(False):
             with torch.no_grad():
                 e, place = self.run_prelude(tokens)
                 h = self.run_loop(e, place, n_loops)[0] if n_loops > 0 else torch.zeros_like(e)
@@ -891,7 +894,7 @@ class RecurrentDepthTransformer(nn.Module):
         v, log_growth = v / v.norm(), []
         for _ in range(iterations):
             (v,) = torch.autograd.grad(h_next, h, v, retain_graph=True)
-            log_growth.append(v.norm().log())
+            log_growth.append(v.float().norm().log())  # bf16 would round it at 1
             v = v / v.norm().clamp_min(1e-30)  # J may be 0
         return torch.stack(log_growth[iterations // 2 :]).mean().exp().item()
 
@@ -918,6 +921,7 @@ class RecurrentDepthTransformer(nn.Module):
         Training costs three times as much (forward, and a backward of twice the forward). In
         causal attention over T tokens the average context is T / 2.
         """
+        expect(type(context) is int and context >= 0, "context", context, "an integer >= 0")
         c, C = self.config, self.config.widths().head_dim
         matrices = self.executed_params(n_loops) - self.embed.weight.numel()  # a lookup costs none
         per_key = 2 * C + (c.rope_width() if c.attention_type == "mla" else 0)  # score, value
@@ -925,6 +929,8 @@ class RecurrentDepthTransformer(nn.Module):
 
     def kv_bytes_per_token(self, n_loops: int | None = None, bytes_per_number: int = 2) -> int:
         """Cache bytes for one token: row width × layer applications × bytes (2: bf16)."""
+        ok = type(bytes_per_number) is int and bytes_per_number > 0
+        expect(ok, "bytes_per_number", bytes_per_number, "an integer >= 1")
         return self.config.row_width() * self._applications(n_loops) * bytes_per_number
 
     def _applications(self, n_loops: int | None) -> int:
@@ -963,7 +969,7 @@ class RecurrentDepthTransformer(nn.Module):
         embed, head               normal, std 0.02
         every other matrix        normal, std 0.8 / sqrt(inputs): measured to train well (toy)
         norms                     1
-        A, B                      just under half the target (a = 0), 0.5
+        A, B                      a = 0: just under half the target (0.475 without one); 0.5
         router bias, load         0
         """
         for name, p in self.named_parameters():
@@ -1012,12 +1018,15 @@ class RecurrentDepthTransformer(nn.Module):
             is_number(halt_threshold) and 0 <= halt_threshold < math.inf
         )
         expect(ok, "halt_threshold", halt_threshold, "a finite number >= 0 or None")
+        ok = grad_loops is None or (cache is None and halt_threshold is None)
+        expect(ok, "grad_loops", grad_loops, "None where a cache or halting records no gradient")
         here = self.head.weight.device
         for name, x in (("tokens", tokens), ("targets", targets)):
             if name == "targets" and x is None:
                 continue
             ok = isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64)
-            expect(ok, name, getattr(x, "dtype", type(x)), "a tensor of int64 or int32")
+            got = x.dtype if isinstance(x, Tensor) else type(x)
+            expect(ok, name, got, "a tensor of int64 or int32")
             ok = x.dim() == 2 and x.numel() > 0 and x.shape == tokens.shape
             expect(ok, f"{name}.shape", tuple(x.shape), "(B, T), not empty, targets like tokens")
             expect(x.device == here, f"{name}.device", x.device, f"the model's, {here}")
@@ -1028,13 +1037,17 @@ class RecurrentDepthTransformer(nn.Module):
                 expect(got[0] >= 0 and got[1] <= top, f"{name} ids", got, f"within 0 … {top}")
         B, T = tokens.shape
         if cache is not None:
+            expect(isinstance(cache, Cache), "cache", type(cache), "one from new_cache, or None")
             slots, batch, length, width = cache.rows.shape
             expect(cache.n_loops == n_loops, "n_loops", n_loops, f"the cache's {cache.n_loops}")
             expect(B == batch, "tokens.shape[0]", B, f"the cache's batch size, {batch}")
             N = cache.n_tokens + T
             expect(N <= length, "cached + new tokens", N, f"at most the cache's length, {length}")
-            got, want = (slots, width), (self._applications(n_loops), self.config.row_width())
-            expect(got == want, "cache (slots, width)", got, f"this model's {want}")
+            got = (cache.prelude, cache.recurrent, slots, width)
+            n_slots = self._applications(n_loops)
+            want = (c.prelude_layers, c.recurrent_layers, n_slots, c.row_width())
+            what = "cache (prelude, recurrent, slots, width)"
+            expect(got == want, what, got, f"this model's {want}")
             got, want = (cache.rows.dtype, cache.rows.device), (self.head.weight.dtype, here)
             expect(got == want, "cache (dtype, device)", got, f"this model's {want}")
         expect(T <= c.max_seq_len, "tokens.shape[1]", T, f"at most max_seq_len = {c.max_seq_len}")
@@ -1066,12 +1079,12 @@ def sample(
         return logits.argmax(dim=-1, keepdim=True)
     # Sorted, every rule keeps a prefix: sample in it, then look up which id that was.
     logits, ids = logits.float().sort(descending=True, stable=True)
-    # At most 0, and the divisor not 0 even in fp32: no temperature can overflow or make 0/0.
+    # At most 0, and the divisor not 0 even in fp32: a quotient may be −inf, but not inf or nan.
     logits = (logits - logits[:, :1]) / max(temperature, 1e-30)
     if top_k is not None:
         logits[:, top_k:] = -math.inf
     p = logits.softmax(dim=-1)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:
         p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0.0)  # mass before this id suffices
     return ids.gather(1, p.multinomial(1, generator=generator))
 

@@ -592,8 +592,18 @@ BAD_CACHES = [
     ("cached + new tokens", lambda m, c: m(ids(2, 4), cache=c)),  # flaw 9
     ("n_loops", lambda m, c: m(ids(2, 1), n_loops=2, cache=c)),  # flaw 10
     ("tokens.shape[0]", lambda m, c: m(ids(1, 1), cache=c)),
-    ("cache (slots, width)", lambda m, c: make(attention_type="gqa")(ids(2, 1), cache=c)),
-    ("cache (slots, width)", lambda m, c: make(coda_layers=2)(ids(2, 1), cache=c)),
+    *[
+        (
+            "cache (prelude, recurrent, slots, width)",
+            lambda m, c, other=other: make(**other)(ids(2, 1), cache=c),
+        )
+        for other in (
+            dict(attention_type="gqa"),
+            dict(coda_layers=2),
+            dict(prelude_layers=2, coda_layers=0),
+        )
+    ],
+    ("cache", lambda m, c: m(ids(2, 1), cache="mine")),
     ("cache (dtype, device)", lambda m, c: make().double()(ids(2, 1), cache=c)),
 ]
 
@@ -766,6 +776,34 @@ def test_diagnostics(kind, halted):
         assert_close(seen["logits"][t], model(tokens, n_loops=t + 1)[0])
 
 
+def test_a_state_that_explodes_does_not_count_as_settled():
+    """inf/inf = nan is not below the threshold: halting that calls an explosion a fixed point."""
+    model = make(spectral_radius_target=None)
+    model.state_update.a.data.fill_(30.0)
+    used = model.diagnostics(ids(1, 4), n_loops=60, halt_threshold=0.01)["loops_used"]
+    assert (used == 60).all()
+
+
+def test_looking_inside_under_inference_mode_and_without_experts():
+    """A gain that cannot be asked for where one generates; a load of another dtype if empty."""
+    model, tokens = make(num_experts=0), ids(1, 4)
+    want = model.loop_gain(tokens, iterations=4, generator=seeded())
+    with torch.inference_mode():
+        assert model.loop_gain(tokens, iterations=4, generator=seeded()) == want
+    load = model.diagnostics(tokens, n_loops=2)["expert_load"]
+    assert load.shape == (2, 0, 0) and load.dtype == torch.int64
+
+
+def test_a_config_can_be_extended():
+    """A check of fields that works only where annotations are strings."""
+    Wider = dataclasses.make_dataclass(
+        "Wider", [("extra", int, 3)], bases=(MythosConfig,), frozen=True
+    )
+    assert Wider().extra == 3
+    with pytest.raises(ValueError, match="^extra: got -1"):
+        Wider(extra=-1)
+
+
 @both
 @pytest.mark.parametrize("n_loops", [0, 3])
 def test_loop_gain_is_the_jacobians_spectral_radius(kind, n_loops):
@@ -798,7 +836,7 @@ BAD_FIELDS = dict(
     recurrent_layers=(None,), coda_layers=(True,), max_loop_iters=(1.5,), num_experts=(-1,),
     num_experts_per_token=(5, 0), num_shared_experts=(-1,), d_expert=(12,), kv_lora_rank=(0,),
     q_lora_rank=(0,), spectral_radius_target=(1, 1.5, 0.0, True, math.nan, "0.9"),
-    rope_theta=(math.inf, None, 0), norm_eps=(-1e-6, "0"),
+    rope_theta=(math.inf, None, 0, 0.5), norm_eps=(-1e-6, "0"),
 )  # fmt: skip
 
 
@@ -865,7 +903,12 @@ BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by n
     )),
     (lambda m, **bad: m.diagnostics(X, **bad), dict(n_loops=(0, -1))),
     (lambda m, **bad: m.loop_gain(X, **bad), dict(n_loops=(-1,), iterations=(1, 2.5))),
-    (lambda m, n_loops: m.flops_per_token(n_loops), dict(n_loops=(-1,))),
+    (lambda m, n_loops=2, context=0: m.flops_per_token(n_loops, context), dict(
+        n_loops=(-1,), context=(-1, 1.5, NaN),
+    )),
+    (lambda m, **bad: m.kv_bytes_per_token(2, **bad), dict(bytes_per_number=(-2, 0, True))),
+    (lambda m, **bad: m.update_router_bias(**bad), dict(speed=(-1, NaN, inf, "1"))),
+    (lambda m, grad_loops: m(X, grad_loops=grad_loops, halt_threshold=0.1), dict(grad_loops=(1,))),
     (lambda m, n_loops: make(recurrent_layers=0)(X, n_loops=n_loops), dict(n_loops=(1,))),
     (lambda m, cache: m.run_loop(*m.run_prelude(X), 2, None, 0.1, cache), dict(cache=(None,))),
     (lambda m, config: RecurrentDepthTransformer(config), dict(config=(SMALL,))),
