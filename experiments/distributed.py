@@ -135,7 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
         bias = model.recurrent[0].ffn.router_bias.tolist()
         lines.append("router bias " + " ".join(f"{b:.2f}" for b in bias))
     if dist.get_rank() == 0:
-        print("\n".join(lines))
+        print("\n".join(lines), flush=True)
+    dist.barrier()  # a rank that leaves while another still talks to it can abort them both
     dist.destroy_process_group()
 
 
