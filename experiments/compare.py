@@ -46,7 +46,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Ends(Chains):
-    """Chains for a model without loops, which cannot be told T: the answer is the chain's end.
+    """Chains for a model without loops, which is not told T: the answer is the chain's end.
 
     The same curriculum, in hops instead of loops: at first only queries whose end is at most 1 hop
     away are scored; each time those are mastered, a hop more, up to `farthest`.
