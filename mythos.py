@@ -43,7 +43,6 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -57,8 +56,15 @@ def expect(ok: bool, field: str, got: object, expected: str) -> None:
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
 
-def is_number(x: object) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
+def expect_int(field: str, got: object, low: int, or_none: bool = False) -> None:
+    ok = (or_none and got is None) or (type(got) is int and got >= low)
+    expect(ok, field, got, f"an integer >= {low}" + " or None" * or_none)
+
+
+def expect_number(field: str, got: object, or_none: bool = False) -> None:
+    ok = isinstance(got, int | float) and not isinstance(got, bool) and 0 <= got < math.inf
+    ok = ok or (or_none and got is None)
+    expect(ok, field, got, "a finite number >= 0" + " or None" * or_none)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -102,7 +108,7 @@ class MythosConfig:
     n_kv_heads: int | None = None  # G, GQA only; None: n_heads / 4 if whole, else n_heads
     kv_lora_rank: int | None = None  # Z, MLA only; None: 4·head_dim, as in DeepSeek-V2
     q_lora_rank: int | None = None  # MLA only; None: queries are not compressed
-    rope_theta: float = 10_000.0  # RoPE turns the slowest pair once in < 2π·rope_theta tokens
+    rope_theta: float = 10_000.0  # base of RoPE's angles: the larger, the slower they turn
 
     # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
     d_ff: int | None = None  # F of a dense SwiGLU; None: 8/3·d_model, rounded up to 64
@@ -138,18 +144,18 @@ class MythosConfig:
         return 2 * w.n_kv_heads * w.head_dim  # a key and a value per key/value head
 
     def __post_init__(self) -> None:
-        may_be_zero = ("prelude_layers", "recurrent_layers", "coda_layers", "max_loop_iters")
-        may_be_zero += ("num_experts", "num_shared_experts")
+        may_be_zero = (
+            "prelude_layers", "recurrent_layers", "coda_layers", "max_loop_iters",
+            "num_experts", "num_shared_experts",
+        )  # fmt: skip
         for f in fields(self):
-            value, annotation = getattr(self, f.name), str(f.type)  # "int", "float | None", …
-            if value is None and "None" in annotation:
-                continue
-            if "int" in annotation:
+            value, hint = getattr(self, f.name), str(f.type)  # "int", "float | None", …
+            if "int" in hint:
                 low = 0 if f.name in may_be_zero else 1
-                expect(type(value) is int and value >= low, f.name, value, f"an integer >= {low}")
-            elif "float" in annotation:
-                ok = is_number(value) and 0 < value < math.inf
-                expect(ok, f.name, value, "a finite number above 0")
+                expect_int(f.name, value, low, or_none="None" in hint)
+            elif "float" in hint:
+                expect_number(f.name, value, or_none="None" in hint)
+                expect(value != 0, f.name, value, "a number above 0")
         theta, rho, kind = self.rope_theta, self.spectral_radius_target, self.attention_type
         expect(theta >= 1, "rope_theta", theta, "at least 1: below it, angles can overflow")
         expect(rho is None or rho < 1, "spectral_radius_target", rho, "below 1, or None")
@@ -160,7 +166,8 @@ class MythosConfig:
         expect(ok, "n_heads", H, f"a divisor of d_model = {self.d_model}, or head_dim given")
         even = 4 if kind == "mla" else 2  # makes rope_width even: RoPE turns pairs
         expect(w.head_dim % even == 0, "head_dim", w.head_dim, f"a multiple of {even}, for RoPE")
-        expect(H % w.n_kv_heads == 0, "n_kv_heads", w.n_kv_heads, f"a divisor of n_heads = {H}")
+        ok = kind == "mla" or H % w.n_kv_heads == 0
+        expect(ok, "n_kv_heads", w.n_kv_heads, f"a divisor of n_heads = {H}")
         if E > 0:
             expect(K <= E, "num_experts_per_token", K, f"at most num_experts = {E}")
             for name, width in (("d_model", self.d_model), ("d_expert", w.d_expert)):
@@ -202,8 +209,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class GroupedQueryAttention(nn.Module):
     """Causal self-attention in which H / G query heads share one key/value head (Ainslie 2023).
 
-    forward: x (B, T, D) -> (B, T, D). Copy it together with `apply_rope`. `rope_angles` makes the
-    cos and sin of its `place`.
+    forward: x (B, T, D) -> (B, T, D). Copy it together with `apply_rope`. Its type hints name
+    `Place` and `Update`; `rope_angles` makes the cos and sin of its `place`.
 
     Both attentions keep what a token leaves behind for later tokens in one *row* of W numbers:
     here its keys and values, W = 2·G·C. `update`, if given, is a cache: it stores the new rows
@@ -227,11 +234,10 @@ class GroupedQueryAttention(nn.Module):
         v = self.v_proj(x).view(B, T, G, C).transpose(1, 2)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if update is not None:
-            rows = torch.stack([k, v], dim=1).permute(0, 3, 1, 2, 4).flatten(2)  # (B, T, 2·G·C)
-            rows = update(rows)  # (B, N, 2·G·C)
-            k, v = rows.view(B, -1, 2, G, C).permute(2, 0, 3, 1, 4)  # (B, G, N, C) each
+            rows = update(torch.cat([k, v], dim=1).transpose(1, 2).flatten(2))  # (B, N, 2·G·C)
+            k, v = rows.view(B, -1, 2 * G, C).transpose(1, 2).chunk(2, dim=1)  # (B, G, N, C) each
         # SDPA's own is_causal puts query 0 at key 0: right without a past, wrong with one.
-        causal = True if mask is None and T > 1 else False  # compiled, `T > 1` alone is no bool
+        causal = mask is None and bool(T > 1)  # bool: compiled, `T > 1` may be symbolic
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True
         )
@@ -251,17 +257,10 @@ class MultiHeadLatentAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        d_model: int,
-        n_heads: int,
-        kv_lora_rank: int,
-        qk_nope_head_dim: int,
-        qk_rope_head_dim: int,
-        v_head_dim: int,
-        q_lora_rank: int | None = None,
+        self, *, d_model: int, n_heads: int, kv_lora_rank: int, qk_nope_head_dim: int,
+        qk_rope_head_dim: int, v_head_dim: int, q_lora_rank: int | None = None,
         norm_eps: float = 1e-6,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.n_heads, self.kv_lora_rank, self.v_head_dim = n_heads, kv_lora_rank, v_head_dim
         self.qk_nope_head_dim, self.qk_rope_head_dim = qk_nope_head_dim, qk_rope_head_dim
@@ -291,13 +290,13 @@ class MultiHeadLatentAttention(nn.Module):
         rows = torch.cat([self.kv_norm(latent), apply_rope(k_rope, cos, sin)], dim=-1)  # (B, T, W)
         if update is not None:
             rows = update(rows)  # (B, N, W)
-        # Two ways to one result. Multiplications per head and batch row: the long chunk of a
-        # prefill or of training wants `expanded`, one new token behind a long past `absorbed`.
+        # Two ways to one result. Multiplications per head and batch row, roughly: many new tokens
+        # (training, a prompt) want `expanded`, one behind a long past wants `absorbed`.
         N, value = rows.shape[1], self.v_head_dim
         cost_expanded = N * Z * (nope + value) + T * N * (nope + rope + value)
         cost_absorbed = T * Z * (nope + value) + T * N * (Z + rope + Z)
-        # N > T is no matter of cost: without a past there is no mask, and `absorbed` needs it.
-        attend = self.absorbed if N > T and cost_absorbed < cost_expanded else self.expanded
+        cheaper = N > T and cost_absorbed < cost_expanded  # N = T, no past: only one is causal
+        attend = self.absorbed if cheaper else self.expanded
         return self.out_proj(attend(q_nope, q_rope, rows, mask).transpose(1, 2).flatten(2))
 
     def expanded(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -310,7 +309,7 @@ class MultiHeadLatentAttention(nn.Module):
         q, k = torch.cat([q_nope, q_rope], dim=-1), torch.cat([k_nope, k_rope], dim=-1)
         # The fast kernels want values as wide as keys: zeros make them so.
         v = F.pad(v, (0, max(0, q.shape[-1] - self.v_head_dim)))
-        causal = True if mask is None and q.shape[2] > 1 else False  # as in GQA
+        causal = mask is None and bool(q.shape[2] > 1)  # as in GQA
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return out[..., : self.v_head_dim]
 
@@ -382,8 +381,8 @@ traceable_grouped_mm.register_autograd(
 class MixtureOfExperts(nn.Module):
     """Shared experts for every token plus K of E routed ones (DeepSeekMoE, DeepSeek-V3).
 
-    forward: x (B, T, D) -> (B, T, D). Copy it together with `SwiGLU`. To compile it, or to try
-    shapes on the meta device, copy `traceable_grouped_mm` and what registers its parts, too.
+    forward: x (B, T, D) -> (B, T, D), not in fp64. Copy it together with `SwiGLU`. To compile it,
+    or to try shapes on the meta device, copy `traceable_grouped_mm` and what registers its parts.
 
         s      = sigmoid(x·W_router)                       one score per expert, in (0, 1)
         chosen = the K experts with the largest s + bias
@@ -396,23 +395,19 @@ class MixtureOfExperts(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        d_model: int,
-        d_expert: int,
-        num_experts: int,
-        num_experts_per_token: int,
+        self, *, d_model: int, d_expert: int, num_experts: int, num_experts_per_token: int,
         num_shared_experts: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
-        E, D, F_ = num_experts, d_model, d_expert
+        E, D = num_experts, d_model
         self.num_experts_per_token = num_experts_per_token
         self.router = nn.Linear(D, E, bias=False)
-        # Initialised for use on its own; the model's init_weights sets everything anew.
-        self.gate_proj = nn.Parameter(torch.randn(E, D, F_) / D**0.5)  # expert i: x @ gate_proj[i]
-        self.up_proj = nn.Parameter(torch.randn(E, D, F_) / D**0.5)
-        self.down_proj = nn.Parameter(torch.randn(E, F_, D) / F_**0.5)
-        self.shared = SwiGLU(D, num_shared_experts * F_) if num_shared_experts else None
+        # Expert i computes x @ gate_proj[i]. Initialised for use on its own; init_weights of the
+        # model sets everything anew.
+        self.gate_proj = nn.Parameter(torch.randn(E, D, d_expert) / D**0.5)
+        self.up_proj = nn.Parameter(torch.randn(E, D, d_expert) / D**0.5)
+        self.down_proj = nn.Parameter(torch.randn(E, d_expert, D) / d_expert**0.5)
+        self.shared = SwiGLU(D, num_shared_experts * d_expert) if num_shared_experts else None
         # Train in fp32 (or autocast): in a bf16 bias, steps of 0.001 round away beyond 0.5.
         self.register_buffer("router_bias", torch.zeros(E))
         # Tokens sent to each expert since the last bias update. Integers: no cast can round them.
@@ -432,7 +427,7 @@ class MixtureOfExperts(nn.Module):
         chosen = (scores + self.router_bias).topk(self.num_experts_per_token).indices
         gates = scores.gather(1, chosen)
         if self.num_experts_per_token > 1:  # for K = 1 this would be 1 and the router learn nothing
-            gates = gates / gates.sum(dim=-1, keepdim=True)
+            gates = gates / (gates.sum(dim=-1, keepdim=True) + 1e-20)  # all scores may round to 0
         return chosen, gates.to(x.dtype)
 
     def dispatch(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
@@ -453,16 +448,14 @@ class MixtureOfExperts(nn.Module):
         kind = x.device.type
         autocast = not x.is_meta and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
-        gate_proj, up_proj, down_proj = (
-            w.to(dtype) for w in (self.gate_proj, self.up_proj, self.down_proj)
-        )
+        gate_proj, up_proj = self.gate_proj.to(dtype), self.up_proj.to(dtype)
         traced = torch.compiler.is_compiling() or x.is_meta
         mm = traceable_grouped_mm if traced else F.grouped_mm
         rows = x.index_select(0, token).to(dtype)  # (n·K, D); x[token] has a slow backward
         hidden = F.silu(mm(rows, gate_proj, offs=ends)) * mm(rows, up_proj, offs=ends)  # (n·K, F)
         # down_proj is linear: a gate on its input does what one on its output would, for less.
         hidden = (hidden * gates.flatten()[pair, None]).to(dtype)
-        out = mm(hidden, down_proj, offs=ends)  # (n·K, D)
+        out = mm(hidden, self.down_proj.to(dtype), offs=ends)  # (n·K, D)
         return torch.zeros_like(x).index_add(0, token, out.to(x.dtype))
 
     @torch.no_grad()
@@ -505,7 +498,7 @@ class StateUpdate(nn.Module):
     basis, and mixing, rotating or flipping channels is left to R and the learned layers around. It
     makes the spectral radius rho(A) = max|A_i| exact and free, so we *bound* it:
 
-        A = target · (1 − 2^-8) · sigmoid(a)     rho(A) < target for every a, in every dtype
+        A = target · (1 − 2^-8) · sigmoid(a)     rho(A) < target for every a; also in bf16, fp16
 
     R reads a normalised input, so |R| <= M however large h is, and the state stays within
         |h_t| <= rho^t·|h_0| + (max|B·e| + M) / (1 − rho).
@@ -553,25 +546,26 @@ class Cache:
         self.rows = torch.zeros(slots, batch_size, length, width, device=device, dtype=dtype)
 
     def slot(self, i: int, active: Tensor | None = None) -> Update:
-        """The `update` for the layer that owns slot i (negative: from the end, as in a list)."""
-        return partial(self._write, i, active)
+        """The `update` for the layer that owns slot i (negative: from the end, as in a list).
+
+        It puts new rows (B, T, W) behind the n_tokens in the slot and returns all of it, (B, N, W).
+        Where `active` (B, T) is False the token has halted: it keeps its row of the loop before,
+        which lies `recurrent` slots earlier.
+        """
+
+        def update(rows: Tensor) -> Tensor:
+            new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
+            if active is not None:
+                rows = torch.where(active[..., None], rows, self.rows[i - self.recurrent, :, new])
+            self.rows[i, :, new] = rows
+            return self.rows[i, :, : new.stop]
+
+        return update
 
     def loop_slots(self, t: int, active: Tensor | None) -> list[Update]:
         """The `update` of each recurrent layer in loop t; `active` None: no token has halted."""
         first = self.prelude + t * self.recurrent
         return [self.slot(first + i, active) for i in range(self.recurrent)]
-
-    def _write(self, i: int, active: Tensor | None, rows: Tensor) -> Tensor:
-        """Put new rows (B, T, W) behind the n_tokens in slot i; return all of it, (B, N, W).
-
-        Where `active` (B, T) is False the token has halted: it keeps its row of the loop before,
-        which lies `recurrent` slots earlier.
-        """
-        new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
-        if active is not None:
-            rows = torch.where(active[..., None], rows, self.rows[i - self.recurrent, :, new])
-        self.rows[i, :, new] = rows
-        return self.rows[i, :, : new.stop]
 
     def stand_still(self, loops_run: int, n_new: int) -> None:
         """All n_new tokens have halted: copy their last rows into the loops that were not run.
@@ -616,23 +610,18 @@ class RecurrentDepthTransformer(nn.Module):
         self.init_weights()
 
     def forward(
-        self,
-        tokens: Tensor,
-        targets: Tensor | None = None,
-        *,
-        n_loops: int | None = None,
-        grad_loops: int | None = None,
-        halt_threshold: float | None = None,
+        self, tokens: Tensor, targets: Tensor | None = None, *, n_loops: int | None = None,
+        grad_loops: int | None = None, halt_threshold: float | None = None,
         cache: Cache | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Token ids (B, T) -> logits (B, T, V) and, given targets (B, T), their mean cross-entropy.
 
         targets[b, t] is the id wanted at position t (the caller shifts); −100 is not scored.
         n_loops: None is config.max_loop_iters; more is allowed; 0: no loop, the coda reads e.
         grad_loops: only the last grad_loops loops carry gradient (truncated backpropagation
             through time); None: all. The prelude still learns, through the e of those loops.
-        halt_threshold: a token halts once |h_{t+1} − h_t| / |h_{t+1}| falls below it; when all
-            tokens of the call have halted, the loop ends. See run_loop for the rule.
+        halt_threshold: a token halts once |h_{t+1} − h_t| / |h_{t+1}| falls below it (in the first
+            loop it is 1); when all tokens of the call have halted, the loop ends. See run_loop.
         cache: tokens continue the sequence that the cache holds.
         Halting and caching are for inference: with either, no gradient is recorded.
         Raises ValueError naming the argument that is out of range.
@@ -650,7 +639,7 @@ class RecurrentDepthTransformer(nn.Module):
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long())
 
-    # ---- The three stages. `place` is (cos, sin, mask): where tokens are, what they may see ----
+    # ---- the three stages ----
 
     def run_prelude(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Place]:
         """e = RMSNorm(Prelude(embed(tokens))), (B, T, D), and the tokens' `place`."""
@@ -669,32 +658,29 @@ class RecurrentDepthTransformer(nn.Module):
         self, h: Tensor, e: Tensor, place: Place, updates: list[Update] | None = None
     ) -> Tensor:
         """One loop: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(RMSNorm(h + e)), (B, T, D)."""
-        r, updates = self.loop_norm(h + e), updates or [None] * len(self.recurrent)
+        updates = updates or [None] * len(self.recurrent)
+        r = self.loop_norm(h + e)
         for block, update in zip(self.recurrent, updates, strict=True):
             r = block(r, place, update)
         return self.state_update(h, e, r)
 
     def run_loop(
-        self,
-        e: Tensor,
-        place: Place,
-        n_loops: int,
-        grad_loops: int | None = None,
-        halt_threshold: float | None = None,
-        cache: Cache | None = None,
+        self, e: Tensor, place: Place, n_loops: int, grad_loops: int | None = None,
+        halt_threshold: float | None = None, cache: Cache | None = None,
         states: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The state after the last loop (B, T, D) and the loops each token used (B, T).
 
         `states`, if given, collects h_1, h_2, ... The answer is the *last* state, not a weighted
         sum over loops: in OpenMythos the weights tied the model to the depth it was trained at.
 
-        Halting. Let s be the first loop that changed a token's state by less than the threshold.
-        From then on its state stays h_{s+1}, and the row that it left in loop s, made from h_s,
-        stays too: in loop t other tokens read its row of loop min(t, s). The rule does not ask
-        which tokens share a call, so decoding token by token gives the answer of one pass over the
-        whole sequence (up to rounding). Work is saved when *all* tokens of a call, in the whole
-        batch, have halted; until then a halted token is computed along and its result dropped.
+        Halting. A token halts after loop s, the first that changes its state by less than the
+        threshold. Its state stays what that loop made, h_{s+1}, and its rows in the cache stay what
+        that loop wrote: in loop t other tokens read its row of loop min(t, s). What they read
+        depends on t alone, not on which tokens share a call, so decoding token by token gives the
+        answer of one pass over the whole sequence (up to rounding, which in bf16 may shift an s).
+        Work is saved when *all* tokens of a call, in the whole batch, have halted; until then a
+        halted token is computed along and its result dropped.
         """
         ok = halt_threshold is None or cache is not None
         expect(ok, "cache", cache, "a cache, where halted tokens' rows can stand still")
@@ -707,7 +693,7 @@ class RecurrentDepthTransformer(nn.Module):
         first_grad_loop = 0 if grad_loops is None else n_loops - grad_loops
         for t in range(n_loops):
             updates = cache and cache.loop_slots(t, active if n_active < n_tokens else None)
-            with nullcontext() if t >= first_grad_loop else torch.no_grad():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and t >= first_grad_loop):
                 h_next = self.step(h, e, place, updates)
             used = used + active
             if halt_threshold is not None:
@@ -715,7 +701,7 @@ class RecurrentDepthTransformer(nn.Module):
                     h_next = torch.where(active[..., None], h_next, h)
                 change = (h_next.float() - h.float()).norm(dim=-1) / h_next.float().norm(dim=-1)
                 active = active & ~(change < halt_threshold)  # nan: exploded, not settled
-                n_active = int(active.sum())  # a GPU is waited for, once per loop
+                n_active = int(active.sum())  # a GPU is waited for here, in every loop
             h = h_next
             if states is not None:
                 states.append(h)
@@ -736,8 +722,8 @@ class RecurrentDepthTransformer(nn.Module):
     def new_cache(self, batch_size: int, length: int, n_loops: int | None = None) -> Cache:
         """An empty cache for `length` tokens at exactly `n_loops` loops, on the model's device."""
         c, n_loops = self.config, self._resolve_loops(n_loops)
-        for name, value in (("batch_size", batch_size), ("length", length)):
-            expect(type(value) is int and value > 0, name, value, "an integer >= 1")
+        expect_int("batch_size", batch_size, 1)
+        expect_int("length", length, 1)
         expect(length <= c.max_seq_len, "length", length, f"at most max_seq_len = {c.max_seq_len}")
         w = self.head.weight
         return Cache(
@@ -748,18 +734,11 @@ class RecurrentDepthTransformer(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self,
-        tokens: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        n_loops: int | None = None,
-        halt_threshold: float | None = None,
-        eos_token: int | None = None,
+        self, tokens: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
+        top_k: int | None = None, top_p: float | None = None, n_loops: int | None = None,
+        halt_threshold: float | None = None, eos_token: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Continue prompts (B, T) by up to max_new_tokens sampled ids: (B, T + new).
 
         temperature 0 takes the likeliest id. top_k keeps the k likeliest; top_p the fewest ids
@@ -769,15 +748,10 @@ class RecurrentDepthTransformer(nn.Module):
         new tokens exceed config.max_seq_len, and if the model answers inf or nan.
         """
         c = self.config
-        ok = type(max_new_tokens) is int and max_new_tokens >= 0
-        expect(ok, "max_new_tokens", max_new_tokens, "an integer >= 0")
-        ok = is_number(temperature) and 0 <= temperature < math.inf
-        expect(ok, "temperature", temperature, "a finite number >= 0")
-        ok = top_k is None or (type(top_k) is int and top_k >= 1)
-        expect(ok, "top_k", top_k, "an integer >= 1 or None")
-        ok = top_p is None or (is_number(top_p) and 0 < top_p <= 1)
-        expect(ok, "top_p", top_p, "a number in (0, 1] or None")
-        ok = eos_token is None or (type(eos_token) is int and 0 <= eos_token < c.vocab_size)
+        expect_int("max_new_tokens", max_new_tokens, 0)
+        check_sampling(temperature, top_k, top_p)
+        expect_int("eos_token", eos_token, 0, or_none=True)
+        ok = eos_token is None or eos_token < c.vocab_size
         expect(ok, "eos_token", eos_token, f"an id below vocab_size = {c.vocab_size}, or None")
         n_loops = self._check(tokens, None, n_loops, None, halt_threshold, None)
         B, T = tokens.shape
@@ -803,8 +777,7 @@ class RecurrentDepthTransformer(nn.Module):
 
         Call once after each optimizer step. A model without experts returns an empty tensor.
         """
-        ok = is_number(speed) and 0 <= speed < math.inf
-        expect(ok, "speed", speed, "a finite number >= 0")
+        expect_number("speed", speed)
         loads = [moe.update_router_bias(speed) for moe in self._experts()]
         return torch.stack(loads) if loads else torch.empty(0)
 
@@ -844,15 +817,14 @@ class RecurrentDepthTransformer(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
+        load_shape = (len(states), len(hooks), self.config.num_experts)
         h = torch.stack(states).float()  # (L, B, T, D)
         moved = torch.diff(h, dim=0, prepend=torch.zeros_like(h[:1])).norm(dim=-1)
         return {
             "state_norm": h.norm(dim=-1),
             "change": moved / h.norm(dim=-1),
             "logits": torch.stack(logits),
-            "expert_load": torch.cat([used.new_empty(0), *loads]).view(
-                len(states), len(hooks), self.config.num_experts
-            ),
+            "expert_load": torch.cat([used.new_empty(0), *loads]).view(load_shape),
             "loops_used": used,
         }
 
@@ -862,13 +834,9 @@ class RecurrentDepthTransformer(nn.Module):
         return self.state_update.spectral_radius()
 
     def loop_gain(
-        self,
-        tokens: Tensor,
-        *,
-        n_loops: int | None = None,
-        iterations: int = 100,
+        self, tokens: Tensor, *, n_loops: int | None = None, iterations: int = 100,
         generator: torch.Generator | None = None,
-    ) -> float:
+    ) -> float:  # fmt: skip
         """Spectral radius of the Jacobian J = d h_{t+1} / d h_t at the state after n_loops loops.
 
         Near a fixed point it tells whether the loop settles, which rho(A) does not: above 1 some
@@ -881,8 +849,7 @@ class RecurrentDepthTransformer(nn.Module):
         """
         n_loops = self._check(tokens, None, n_loops, None, None, None)
         expect(len(self.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
-        ok = type(iterations) is int and iterations >= 2
-        expect(ok, "iterations", iterations, "an integer >= 2")
+        expect_int("iterations", iterations, 2)
         with self._eval_mode(), torch.inference_mode(False):
             with torch.no_grad():
                 e, place = self.run_prelude(tokens)
@@ -894,8 +861,9 @@ class RecurrentDepthTransformer(nn.Module):
         v, log_growth = v / v.norm(), []
         for _ in range(iterations):
             (v,) = torch.autograd.grad(h_next, h, v, retain_graph=True)
-            log_growth.append(v.float().norm().log())  # bf16 would round it at 1
-            v = v / v.norm().clamp_min(1e-30)  # J may be 0
+            v = v.float()  # bf16 would round the growth
+            log_growth.append(v.norm().log())
+            v = (v / v.norm().clamp_min(1e-30)).to(h.dtype)  # J may be 0
         return torch.stack(log_growth[iterations // 2 :]).mean().exp().item()
 
     # ---- counting ----
@@ -921,7 +889,7 @@ class RecurrentDepthTransformer(nn.Module):
         Training costs three times as much (forward, and a backward of twice the forward). In
         causal attention over T tokens the average context is T / 2.
         """
-        expect(type(context) is int and context >= 0, "context", context, "an integer >= 0")
+        expect_int("context", context, 0)
         c, C = self.config, self.config.widths().head_dim
         matrices = self.executed_params(n_loops) - self.embed.weight.numel()  # a lookup costs none
         per_key = 2 * C + (c.rope_width() if c.attention_type == "mla" else 0)  # score, value
@@ -929,8 +897,7 @@ class RecurrentDepthTransformer(nn.Module):
 
     def kv_bytes_per_token(self, n_loops: int | None = None, bytes_per_number: int = 2) -> int:
         """Cache bytes for one token: row width × layer applications × bytes (2: bf16)."""
-        ok = type(bytes_per_number) is int and bytes_per_number > 0
-        expect(ok, "bytes_per_number", bytes_per_number, "an integer >= 1")
+        expect_int("bytes_per_number", bytes_per_number, 1)
         return self.config.row_width() * self._applications(n_loops) * bytes_per_number
 
     def _applications(self, n_loops: int | None) -> int:
@@ -991,7 +958,7 @@ class RecurrentDepthTransformer(nn.Module):
         has_loop = self.config.recurrent_layers > 0
         if n_loops is None:
             return self.config.max_loop_iters if has_loop else 0
-        expect(type(n_loops) is int and n_loops >= 0, "n_loops", n_loops, "an integer >= 0")
+        expect_int("n_loops", n_loops, 0)
         expect(has_loop or n_loops == 0, "n_loops", n_loops, "0, there being no recurrent_layers")
         return n_loops
 
@@ -1011,22 +978,15 @@ class RecurrentDepthTransformer(nn.Module):
 
     def _check(self, tokens, targets, n_loops, grad_loops, halt_threshold, cache) -> int:
         """Refuse whatever forward could not do right; returns the number of loops."""
-        n_loops, c = self._resolve_loops(n_loops), self.config
-        ok = grad_loops is None or (type(grad_loops) is int and grad_loops >= 1)
-        expect(ok, "grad_loops", grad_loops, "an integer >= 1 or None")
-        ok = halt_threshold is None or (
-            is_number(halt_threshold) and 0 <= halt_threshold < math.inf
-        )
-        expect(ok, "halt_threshold", halt_threshold, "a finite number >= 0 or None")
+        n_loops, c, here = self._resolve_loops(n_loops), self.config, self.head.weight.device
+        expect_int("grad_loops", grad_loops, 1, or_none=True)
+        expect_number("halt_threshold", halt_threshold, or_none=True)
         ok = grad_loops is None or (cache is None and halt_threshold is None)
         expect(ok, "grad_loops", grad_loops, "None where a cache or halting records no gradient")
-        here = self.head.weight.device
-        for name, x in (("tokens", tokens), ("targets", targets)):
-            if name == "targets" and x is None:
-                continue
-            ok = isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64)
+        named = [("tokens", tokens)] + [("targets", targets)] * (targets is not None)
+        for name, x in named:
             got = x.dtype if isinstance(x, Tensor) else type(x)
-            expect(ok, name, got, "a tensor of int64 or int32")
+            expect(got in (torch.int32, torch.int64), name, got, "a tensor of int64 or int32")
             ok = x.dim() == 2 and x.numel() > 0 and x.shape == tokens.shape
             expect(ok, f"{name}.shape", tuple(x.shape), "(B, T), not empty, targets like tokens")
             expect(x.device == here, f"{name}.device", x.device, f"the model's, {here}")
@@ -1065,14 +1025,19 @@ def count_params(module: nn.Module, active: bool = False) -> int:
     return total
 
 
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    expect_number("temperature", temperature)
+    expect_int("top_k", top_k, 1, or_none=True)
+    expect_number("top_p", top_p, or_none=True)
+    expect(top_p is None or 0 < top_p <= 1, "top_p", top_p, "a number in (0, 1] or None")
+
+
 def sample(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """One id per row of logits (B, V): (B, 1). See `RecurrentDepthTransformer.generate`."""
+    check_sampling(temperature, top_k, top_p)
     ok = bool(logits.amax(dim=-1).isfinite().all())
     expect(ok, "logits", "inf or nan", "finite numbers: the weights are no longer finite")
     if temperature == 0:
@@ -1096,8 +1061,11 @@ def sample(
 # Heads of 128 and a latent of 512 as in DeepSeek-V2/V3, one shared expert as in V3. Loops, experts
 # and context grow with size. d_expert is chosen so that the total, vocabulary included, matches the
 # name. The columns are _SIZE_FIELDS; P, R, C here: layers of prelude, loop and coda.
-_SIZE_FIELDS = "vocab_size max_seq_len d_model n_heads q_lora_rank prelude_layers recurrent_layers"
-_SIZE_FIELDS += " coda_layers max_loop_iters num_experts num_experts_per_token d_expert"
+_SIZE_FIELDS = (
+    "vocab_size", "max_seq_len", "d_model", "n_heads", "q_lora_rank", "prelude_layers",
+    "recurrent_layers", "coda_layers", "max_loop_iters", "num_experts", "num_experts_per_token",
+    "d_expert",
+)  # fmt: skip
 _SIZES = {
     #        vocab,   context,    D,  H, q_rank, P,  R, C, loops,  E, K, F
     "1B": (65_536, 4_096, 1536, 16, None, 2, 4, 2, 8, 32, 4, 1040),
@@ -1125,42 +1093,36 @@ def get_model_config(name: str) -> MythosConfig:
     if found == "tiny":  # vocabulary: 20 nodes and the 20² edges between them
         small = {"n_kv_heads": 2, "kv_lora_rank": 64, "d_expert": 64}
         return MythosConfig(vocab_size=420, max_seq_len=64, max_loop_iters=12, **small)
-    return MythosConfig(
-        **dict(zip(_SIZE_FIELDS.split(), _SIZES[found], strict=True)), head_dim=128, n_kv_heads=8
-    )
+    size = dict(zip(_SIZE_FIELDS, _SIZES[found], strict=True))
+    return MythosConfig(**size, head_dim=128, n_kv_heads=8)
 
 
 def print_sizes() -> None:
     """The table of `python mythos.py`. Models are built on the meta device: shapes, no memory."""
-    print("Mythos sizes. P+R×L+C: prelude layers + recurrent layers × max loops + coda layers.")
-    print("active: parameters that one token uses; executed: with the loop's counted L times.")
     print(
-        "cache: bytes per token at L loops in bf16. tokens: 20 per active parameter (Chinchilla);"
+        "Mythos sizes. P+R×L+C: prelude layers + recurrent layers × max loops + coda layers.\n"
+        "active: parameters that one token uses; executed: with the loop's counted L times.\n"
+        "cache: bytes per token at L loops in bf16. tokens: 20 per active parameter (Chinchilla);\n"
+        "FLOPs: to train on them. Extrapolated: Parcae fitted its laws below 1.3e20 FLOPs.\n"
     )
-    print("FLOPs: to train on them. Extrapolated: Parcae fitted its laws below 1.3e20 FLOPs.\n")
-    print(
-        f"{'size':>5} {'total':>8} {'active':>7} {'executed':>9}  {'P+R×L+C':<10} {'experts':<11}"
-        f" {'context':>8} {'cache MLA':>10} {'cache GQA':>10} {'tokens':>7} {'FLOPs':>8}"
-    )
+    line = "{:>5} {:>8} {:>7} {:>9}  {:<10} {:<11} {:>8} {:>10} {:>10} {:>7} {:>8}".format
+    print(line("size", "total", "active", "executed", "P+R×L+C", "experts", "context",
+               "cache MLA", "cache GQA", "tokens", "FLOPs"))  # fmt: skip
     for name in ("tiny", *_SIZES):
         c = get_model_config(name)
         with torch.device("meta"):
             model = RecurrentDepthTransformer(c)
         active = model.num_params(active=True)
-        scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
         counts = (model.num_params(), active, model.executed_params())
-        total, used, run = (f"{count / scale:.2f}{unit}" for count in counts)
-        mla = model.kv_bytes_per_token()
-        gqa = mla * replace(c, attention_type="gqa").row_width() // c.row_width()
+        scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
         layers = f"{c.prelude_layers}+{c.recurrent_layers}×{c.max_loop_iters}+{c.coda_layers}"
         experts = f"{c.num_experts_per_token}/{c.num_experts} + {c.num_shared_experts}"
-        tokens = 20 * active
-        flops = 3 * model.flops_per_token(context=c.max_seq_len // 2) * tokens
-        print(
-            f"{name:>5} {total:>8} {used:>7} {run:>9}  {layers:<10} {experts:<11}"
-            f" {c.max_seq_len:>8,} {mla:>10,} {gqa:>10,}"
-            f" {f'{tokens / 1e9:.3g}B':>7} {flops:>8.1e}"
-        )
+        mla = model.kv_bytes_per_token()
+        gqa = mla * replace(c, attention_type="gqa").row_width() // c.row_width()
+        flops = 3 * model.flops_per_token(context=c.max_seq_len // 2) * 20 * active
+        cells = (f"{count / scale:.2f}{unit}" for count in counts)
+        print(line(name, *cells, layers, experts, f"{c.max_seq_len:,}", f"{mla:,}", f"{gqa:,}",
+                   f"{20 * active / 1e9:.3g}B", f"{flops:.1e}"))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -315,6 +315,13 @@ def test_gates_sum_to_one_or_teach_the_router():
     assert m.router.weight.grad.norm() > 1e-2  # the flaw: 7e-6
 
 
+def test_gates_of_a_router_that_wants_nobody_are_finite():
+    """0/0: below −104 a sigmoid is 0 in fp32, and so is the sum of the chosen scores."""
+    m = experts(K=2)
+    m.router.weight.data.fill_(-100.0)
+    assert m(torch.ones(1, 3, 16)).isfinite().all()
+
+
 def test_router_bias_steers_the_choice_only():
     """A bias within the gates bends the output; one with a gradient is learned, not steered."""
     m, x = experts(K=2), torch.randn(10, 16)
@@ -820,19 +827,22 @@ def test_loop_gain_is_the_jacobians_spectral_radius(kind, n_loops):
 
 
 def test_loop_gain_without_block_is_rho():
-    """A gain that is not in the units of rho(A), off by a factor or a square."""
+    """A gain that is not in the units of rho(A), off by a factor or a square; nan once J is 0."""
     model = make()
     model.loop_norm.weight.data.zero_()  # R = 0
     assert abs(model.loop_gain(ids(1, 4)) / model.state_update.A().max().item() - 1) < 0.01
     model.state_update.a.data.fill_(-1e30)  # A = 0, too: the state forgets at once
     assert model.loop_gain(ids(1, 4), iterations=4) == 0
+    for p in model.recurrent.parameters():
+        p.data.zero_()  # in fp16 their backward overflows on an input of 0
+    assert model.half().loop_gain(ids(1, 4), iterations=4) == 0
 
 
 # ---- config and bad calls ----
 
 BAD_FIELDS = dict(
     attention_type=("mal", None), vocab_size=(0,), d_model=(32.0,), n_heads=(True, None, 3, 0),
-    n_kv_heads=(3, 0), head_dim=(6, 0), d_ff=(-1,), max_seq_len=("64",), prelude_layers=(-1,),
+    n_kv_heads=(0,), head_dim=(6, 0), d_ff=(-1,), max_seq_len=("64",), prelude_layers=(-1,),
     recurrent_layers=(None,), coda_layers=(True,), max_loop_iters=(1.5,), num_experts=(-1,),
     num_experts_per_token=(5, 0), num_shared_experts=(-1,), d_expert=(12,), kv_lora_rank=(0,),
     q_lora_rank=(0,), spectral_radius_target=(1, 1.5, 0.0, True, math.nan, "0.9"),
@@ -844,6 +854,7 @@ BAD_FIELDS = dict(
     "field, fields",
     [(field, {field: bad}) for field, bads in BAD_FIELDS.items() for bad in bads]
     + [("head_dim", dict(head_dim=7, attention_type="gqa"))]
+    + [("n_kv_heads", dict(n_kv_heads=3, attention_type="gqa"))]
     + [("d_model", dict(d_model=36, head_dim=8))],
     ids=str,
 )
@@ -852,6 +863,13 @@ def test_bad_config_is_refused(field, fields):
     expected = "'mla' or 'gqa'" if field == "attention_type" else "."
     with pytest.raises(ValueError, match=f"^{field}: got {fields[field]!r}, expected .*{expected}"):
         MythosConfig(**(SMALL | fields))
+
+
+def test_a_width_that_is_not_used_stops_nobody():
+    """Fewer heads for a 1B model with MLA, refused because of GQA's key/value heads."""
+    fewer = dataclasses.replace(get_model_config("1B"), n_heads=12)
+    with pytest.raises(ValueError, match="^n_kv_heads: got 8"):
+        dataclasses.replace(fewer, attention_type="gqa")
 
 
 def test_config_is_frozen_and_never_rewritten():
@@ -897,6 +915,7 @@ BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by n
         top_k=(0, 2.0),
         top_p=(0, 1.5, NaN, "a"), eos_token=(37, -1, 1.0), max_new_tokens=(-1, 1.5),
     )),
+    (lambda m, **bad: sample(X.float(), **bad), dict(temperature=(-1,), top_k=(0,), top_p=(0,))),
     (lambda m, tokens: m(tokens), dict(tokens=(X.float(), [[1, 2]]))),
     (lambda m, batch_size=1, length=4: m.new_cache(batch_size, length), dict(
         batch_size=(0, True), length=(0, 4.0, 49),

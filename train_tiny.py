@@ -213,7 +213,9 @@ class Chains:
         image = left.imshow(grid, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=100)
         picture.colorbar(image, ax=left, label="accuracy (%)")
         left.axvline(self.train_hops + 0.5, color="white", linestyle="--")
-        left.text(self.train_hops + 0.7, 1.2, "never trained →", color="white")
+        left.text(
+            self.train_hops + 0.6, 1, "no training answer this far →", color="white", size="small"
+        )
         left.set(xlabel="hops to the end of the chain", ylabel="loops", title="One hop per loop")
         right.plot(hops, h["loops"], "o-", label=f"halting when change < {self.halt_threshold}")
         right.plot(hops, hops, "k:", label="the least possible: one per hop")
