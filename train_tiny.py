@@ -213,9 +213,7 @@ class Chains:
         image = left.imshow(grid, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=100)
         picture.colorbar(image, ax=left, label="accuracy (%)")
         left.axvline(self.train_hops + 0.5, color="white", linestyle="--")
-        left.text(
-            self.train_hops + 0.6, 1, "no training answer this far →", color="white", size="small"
-        )
+        left.text(self.train_hops + 0.7, 1, "in no training answer →", color="white")
         left.set(xlabel="hops to the end of the chain", ylabel="loops", title="One hop per loop")
         right.plot(hops, h["loops"], "o-", label=f"halting when change < {self.halt_threshold}")
         right.plot(hops, hops, "k:", label="the least possible: one per hop")
@@ -351,11 +349,9 @@ def mean(values: list[float]) -> float:
 
 @torch.no_grad()
 def logits_per_loop(
-    model: RecurrentDepthTransformer,
-    tokens: Tensor,
-    loops: list[int],
+    model: RecurrentDepthTransformer, tokens: Tensor, loops: list[int],
     halt_threshold: float | None = None,
-) -> tuple[dict[int, Tensor], Tensor]:
+) -> tuple[dict[int, Tensor], Tensor]:  # fmt: skip
     """Logits (B, T, V) after each of `loops` loops, from one run, and the loops used (B, T)."""
     most = max(loops)
     cache = None if halt_threshold is None else model.new_cache(*tokens.shape, most)

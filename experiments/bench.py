@@ -128,7 +128,7 @@ def their_loss(model: torch.nn.Module, tokens: Tensor) -> Tensor:
 
 
 def decoder(model: RecurrentDepthTransformer, context: int) -> Callable[[], None]:
-    """A call that decodes 4 tokens behind `context` cached ones; it can be repeated."""
+    """A call that decodes 4 tokens with `context` cached ones; it can be repeated."""
     device = model.head.weight.device
     cache = model.new_cache(DECODE_BATCH, context + 4)
     prompt = torch.randint(model.config.vocab_size, (DECODE_BATCH, context), device=device)
@@ -320,14 +320,14 @@ def decoding(device: torch.device) -> Rows:
         times = seconds(absorbed, expanded, decoder(gqa, context))
         a, e, g = (f"{4 / t:.0f}" for t in times)
         rows.append(
-            (f"decoding behind {context} tokens, steps/s", f"MLA {a}, MLA expanded {e}, GQA {g}")
+            (f"decoding, {context} tokens cached, steps/s", f"MLA {a}, MLA expanded {e}, GQA {g}")
         )
     for model in (mla, many):
         theirs = open_mythos(model.config, device)
         for context in (64, 768) if theirs is not None else ():
             other = their_decoder(theirs.eval(), context, SHAPE.vocab_size)
             mine, its = seconds(decoder(model, context), other)
-            what = f"decoding, {model.config.num_experts} experts, behind {context} tokens"
+            what = f"decoding, {model.config.num_experts} experts, {context} tokens cached"
             rows.append((what, f"{4 / mine:.0f} steps/s"))
             rows.append(("  OpenMythos 0.5.0", beside(4 / its, its / mine, "steps")))
     by_experts = [
@@ -336,7 +336,7 @@ def decoding(device: torch.device) -> Rows:
     ]
     times = seconds(*[decoder(m.to(device).eval(), 64) for m in by_experts])
     text = ", ".join(f"{4 / t:.0f}" for t in times)
-    rows.append(("decoding, 4 of 8, 64, 256 experts of 64, steps/s", text))
+    rows.append(("decoding, 4 of 8, 64, 256 experts of width 64, steps/s", text))
     return rows
 
 
@@ -403,7 +403,7 @@ def experts(device: torch.device) -> Rows:
         )
         text = f"{1e3 * grouped:.0f} ms, as a loop {1e3 * loop:.0f} ms"
         text += f": {loop / grouped:.1f} times as fast"
-        rows.append((f"experts, 4 of {E} of 64, forward and backward", text))
+        rows.append((f"4 of {E} experts of width 64, forward and backward", text))
     eight, few, many = (random(device, *shape) for shape in ((8, 64), (8, 64, 64), (256, 64, 64)))
     ends = torch.full((256,), 8, dtype=torch.int32, device=device)  # the first gets all 8 rows
     calls = [partial(F.grouped_mm, eight, w, offs=ends[: len(w)]) for w in (few, many)]
@@ -491,7 +491,7 @@ def compiled(device: torch.device) -> Rows:
                 calls.append(their_decoder(theirs.eval(), context, SHAPE.vocab_size))
             eager, fast, *its = seconds(*calls)
             text = f"{4 / fast:.0f} steps/s: {eager / fast:.2f} times as fast as eager"
-            rows.append((f"decoding, 8 experts, compiled, behind {context} tokens", text))
+            rows.append((f"decoding, 8 experts, compiled, {context} tokens cached", text))
             for other_time in its:
                 text = beside(4 / other_time, other_time / fast, "steps")
                 rows.append(("  OpenMythos 0.5.0, not compiled", text))

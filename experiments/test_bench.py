@@ -47,8 +47,8 @@ def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capsys):
     for start in (
         "a matrix product", "bare matrix", "training, 8", "training, 16", "training, no experts",
         "an expert that gets no",
-        "where a training", "operators called", "forward", "decoding behind 4 ",
-        "decoding, 4 of", "experts, 4 of 256", "kept for", "cache of 32 tokens, GQA",
+        "where a training", "operators called", "forward", "decoding, 4 tokens cached",
+        "decoding, 4 of", "4 of 256 experts", "kept for", "cache of 32 tokens, GQA",
         "building", "the toy's 20 queries",
     ):  # fmt: skip
         assert any(what.startswith(start) for what, _ in numbers["rows"]), start
@@ -56,7 +56,7 @@ def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capsys):
 
 
 def test_a_decoder_can_be_repeated():
-    """A second round that decodes behind a longer context than the first, or past the cache."""
+    """A second round that decodes with a longer context than the first, or past the cache."""
     model = RecurrentDepthTransformer(**SMALL, max_loop_iters=2).eval()
     lengths, real = [], model.forward
     model.forward = lambda *a, cache, **k: (lengths.append(cache.n_tokens), real(*a, cache=cache))[
