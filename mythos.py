@@ -7,10 +7,10 @@ think longer about harder input:
     e        = RMSNorm(Prelude(embed(tokens)))               run once
     h_0      = 0
     h_{t+1}  = A·h_t + B·e + R(h_t, e)                       run L = n_loops times, same weights
-    logits   = head(RMSNorm(Coda(RMSNorm(h_L))))             run once (L = 0: of e, not h_0)
+    logits   = head(RMSNorm(Coda(RMSNorm(h_L))))             run once (L = 0: e stands in for h_0)
 
-Prelude, R and Coda are stacks of pre-norm transformer blocks, and R(h, e) = Blocks(RMSNorm(h + e)):
-the state h is the scratch pad, and the input e is offered again in every loop.
+Prelude, R and Coda are stacks of pre-norm transformer blocks. R(h, e) = Blocks(RMSNorm(h + e)), the
+blocks' skip paths included: h is the scratch pad, and the input e is offered again in every loop.
 
 Read it top to bottom: config, attention (GQA and MLA), feed-forward (SwiGLU and experts), the
 block, the state update (A and B), the cache, the model, the sizes from 1B to 1T.
@@ -73,7 +73,7 @@ def expect_number(field: str, got: object, or_none: bool = False) -> None:
 
 
 class Widths(NamedTuple):
-    """The widths that a config leaves to a rule (fields that are None), as plain numbers."""
+    """These fields of a config as plain numbers, those that are None by their rule."""
 
     head_dim: int
     n_kv_heads: int
@@ -132,7 +132,7 @@ class MythosConfig:
         )
 
     def rope_width(self) -> int:
-        """How many numbers of a head RoPE rotates: GQA all C, MLA C/2 that it adds to the C."""
+        """How many numbers of a head RoPE rotates: GQA all C; MLA C/2 more, beside the C."""
         C = self.widths().head_dim
         return C // 2 if self.attention_type == "mla" else C
 
@@ -316,10 +316,10 @@ class MultiHeadLatentAttention(nn.Module):
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, rows: Tensor, mask: Tensor | None) -> Tensor:
         """Attend to the rows themselves, never rebuilding a key or value: (B, H, T, v_head_dim).
 
-        q·(U_k·latent) = (U_kᵀ·q)·latent and Σ p·(U_v·latent) = U_v·(Σ p·latent): U_k moves into
-        the query, U_v behind the sum. All heads then read the same rows, each row key and value
-        at once: to the kernel they are H·T queries of a single head. Without a mask each query
-        sees every row.
+        q·(U_k·latent) = (U_kᵀ·q)·latent and Σ p·(U_v·latent) = U_v·(Σ p·latent): apply U_kᵀ to the
+        query and U_v after the sum. One row then serves every head, as key (all W numbers) and as
+        value (the first Z), so to the kernel the H heads are one head with H·T queries. Without a
+        mask (T = 1) each query sees every row.
         """
         (B, H, T, nope), Z = q_nope.shape, self.kv_lora_rank
         U_k, U_v = self.kv_up_proj.weight.view(H, -1, Z).split([nope, self.v_head_dim], dim=1)
@@ -353,10 +353,10 @@ class SwiGLU(nn.Module):
 
 @torch.library.custom_op("mythos::grouped_mm", mutates_args=())
 def traceable_grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
-    """F.grouped_mm, with shapes for torch.compile and the meta device (PyTorch's: bf16 only).
+    """F.grouped_mm that torch.compile and the meta device can trace (as it is: in bf16 only).
 
-    Forward: rows offs[i−1] up to offs[i] of x (n, D) times weight[i] of (E, D, F): (n, F).
-    For the weight's gradient: x (D, n) times weight (n, F), both cut along n: (E, D, F).
+    Forward (3-D weight): rows offs[i−1] up to offs[i] of x (n, D), times weight[i]: (n, F).
+    Its gradient (2-D weight): such columns of x (D, n) times such rows of weight (n, F): (E, D, F).
     """
     return F.grouped_mm(x, weight, offs=offs)
 
@@ -426,7 +426,7 @@ class MixtureOfExperts(nn.Module):
         scores = self.router(x).float().sigmoid()  # (n, E)
         chosen = (scores + self.router_bias).topk(self.num_experts_per_token).indices
         gates = scores.gather(1, chosen)
-        if self.num_experts_per_token > 1:  # for K = 1 this would be 1 and the router learn nothing
+        if self.num_experts_per_token > 1:  # K = 1: it would be 1, and the router learn nothing
             gates = gates / (gates.sum(dim=-1, keepdim=True) + 1e-20)  # all scores may round to 0
         return chosen, gates.to(x.dtype)
 
@@ -674,13 +674,13 @@ class RecurrentDepthTransformer(nn.Module):
         `states`, if given, collects h_1, h_2, ... The answer is the *last* state, not a weighted
         sum over loops: in OpenMythos the weights tied the model to the depth it was trained at.
 
-        Halting. A token halts after loop s, the first that changes its state by less than the
-        threshold. Its state stays what that loop made, h_{s+1}, and its rows in the cache stay what
-        that loop wrote: in loop t other tokens read its row of loop min(t, s). What they read
-        depends on t alone, not on which tokens share a call, so decoding token by token gives the
-        answer of one pass over the whole sequence (up to rounding, which in bf16 may shift an s).
-        Work is saved when *all* tokens of a call, in the whole batch, have halted; until then a
-        halted token is computed along and its result dropped.
+        Halting. Let s be the first loop that changes a token's state by less than the threshold.
+        From then on its state stays what loop s made of it, h_{s+1}, and the cache slots of each
+        later loop get a copy of the rows that it wrote in loop s. So in loop t every token reads
+        its row of loop min(t, s), whether they share a call or not; and since s depends only on the
+        token and those before it, decoding token by token gives the answer of one pass (up to
+        rounding, which in bf16 may shift an s). Work is saved when *all* tokens of a call, in the
+        whole batch, have halted; until then a halted token is still computed, in vain.
         """
         ok = halt_threshold is None or cache is not None
         expect(ok, "cache", cache, "a cache, where halted tokens' rows can stand still")
@@ -701,7 +701,7 @@ class RecurrentDepthTransformer(nn.Module):
                     h_next = torch.where(active[..., None], h_next, h)
                 change = (h_next.float() - h.float()).norm(dim=-1) / h_next.float().norm(dim=-1)
                 active = active & ~(change < halt_threshold)  # nan: exploded, not settled
-                n_active = int(active.sum())  # a GPU is waited for here, in every loop
+                n_active = int(active.sum())  # waits for the GPU once per loop
             h = h_next
             if states is not None:
                 states.append(h)
@@ -795,7 +795,7 @@ class RecurrentDepthTransformer(nn.Module):
         change       (L, B, T)          |h_{t+1} − h_t| / |h_{t+1}|, what halting looks at
         logits       (L, B, T, V)       the answer if the loop ended here
         expert_load  (L, layers, E)     tokens that each recurrent layer sends to each expert;
-                                        halted ones are computed along, and counted
+                                        halted ones are still computed, and counted
         loops_used   (B, T)             loops until the token halted, or all L
         """
         n_loops = self._check(tokens, None, n_loops, None, halt_threshold, None)
@@ -936,7 +936,7 @@ class RecurrentDepthTransformer(nn.Module):
         embed, head               normal, std 0.02
         every other matrix        normal, std 0.8 / sqrt(inputs): measured to train well (toy)
         norms                     1
-        A, B                      a = 0: just under half the target (0.475 without one); 0.5
+        A, B                      a = 0: A is just under target / 2 (None: 0.475); b = 0.5
         router bias, load         0
         """
         for name, p in self.named_parameters():
@@ -1039,7 +1039,7 @@ def sample(
     """One id per row of logits (B, V): (B, 1). See `RecurrentDepthTransformer.generate`."""
     check_sampling(temperature, top_k, top_p)
     ok = bool(logits.amax(dim=-1).isfinite().all())
-    expect(ok, "logits", "inf or nan", "finite numbers: the weights are no longer finite")
+    expect(ok, "logits", "inf or nan", "finite numbers: the weights or the state overflowed")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     # Sorted, every rule keeps a prefix: sample in it, then look up which id that was.
@@ -1060,7 +1060,8 @@ def sample(
 
 # Heads of 128 and a latent of 512 as in DeepSeek-V2/V3, one shared expert as in V3. Loops, experts
 # and context grow with size. d_expert is chosen so that the total, vocabulary included, matches the
-# name. The columns are _SIZE_FIELDS; P, R, C here: layers of prelude, loop and coda.
+# name. The columns are _SIZE_FIELDS; P, R, C here: layers of prelude, loop and coda. rope_theta is
+# left at its default: for training at these lengths one would raise it.
 _SIZE_FIELDS = (
     "vocab_size", "max_seq_len", "d_model", "n_heads", "q_lora_rank", "prelude_layers",
     "recurrent_layers", "coda_layers", "max_loop_iters", "num_experts", "num_experts_per_token",
