@@ -134,12 +134,6 @@ class DeepToldHops(ToldHops):
     train_hops = 10
 
 
-class LongToldHops(ToldHops):
-    """Told T, and three times the steps."""
-
-    steps = 3 * Chains.steps
-
-
 class LongDeepToldHops(DeepToldHops):
     """The strongest opponent: told T, trained on all hop counts of the test, thrice the steps."""
 
@@ -267,9 +261,6 @@ VARIANTS = {
             "14 layers, told, trained to 10 hops", SAME_FLOPS, DeepToldHops
         ),
         "flat-flops-long": Variant("14 layers, three times the steps", SAME_FLOPS, LongEnds),
-        "flat-flops-told-long": Variant(
-            "14 layers, told, three times the steps", SAME_FLOPS, LongToldHops
-        ),
         "flat-flops-told-deep-long": Variant(
             "14 layers, told, to 10 hops, three times the steps", SAME_FLOPS, LongDeepToldHops
         ),
@@ -528,7 +519,6 @@ PICTURED = {
     "flat-flops": "C1s:",
     "flat-flops-long": "C1s-",
     "flat-flops-told": "C2^:",
-    "flat-flops-told-long": "C2^-",
     "flat-flops-told-deep": "C3v:",
     "flat-flops-told-deep-long": "C3v-",
 }
