@@ -237,7 +237,7 @@ class GroupedQueryAttention(nn.Module):
             rows = update(torch.cat([k, v], dim=1).transpose(1, 2).flatten(2))  # (B, N, 2·G·C)
             k, v = rows.view(B, -1, 2 * G, C).transpose(1, 2).chunk(2, dim=1)  # (B, G, N, C) each
         # SDPA's own is_causal puts query 0 at key 0: right without a past, wrong with one.
-        causal = mask is None and bool(T > 1)  # bool: compiled, `T > 1` may be symbolic
+        causal = True if mask is None and T > 1 else False  # compiled, `T > 1` alone is no bool
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True
         )
@@ -309,7 +309,7 @@ class MultiHeadLatentAttention(nn.Module):
         q, k = torch.cat([q_nope, q_rope], dim=-1), torch.cat([k_nope, k_rope], dim=-1)
         # The fast kernels want values as wide as keys: zeros make them so.
         v = F.pad(v, (0, max(0, q.shape[-1] - self.v_head_dim)))
-        causal = mask is None and bool(q.shape[2] > 1)  # as in GQA
+        causal = True if mask is None and q.shape[2] > 1 else False  # as in GQA
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return out[..., : self.v_head_dim]
 

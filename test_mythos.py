@@ -1583,10 +1583,12 @@ def test_text_windows_reach_the_last_byte_and_not_beyond():
     assert {int(x) for i in range(30) for x in task.batch(seeded(i))[0][:, 0]} == {0, 1}
 
 
-def test_text_loops_average_four():
-    """A log-normal without its correction: 13% more loops than documented."""
+def test_text_loops_average_four_and_every_tenth_step_is_deep():
+    """A log-normal without its correction: 13% more loops than documented; no deep steps."""
     task, rng = train_tiny.Text.__new__(train_tiny.Text), seeded()
-    assert 3.8 < train_tiny.mean([task.draw_loops(rng) for _ in range(4000)]) < 4.25
+    loops = [task.draw_loops(rng) for _ in range(4000)]
+    shallow = [n for n in loops if n < task.most_loops]
+    assert 3.8 < train_tiny.mean(shallow) < 4.25 and 0.085 < 1 - len(shallow) / 4000 < 0.115
 
 
 def test_text_report_fails_what_should_fail(small, monkeypatch, tmp_path):

@@ -239,7 +239,7 @@ class Text:
     held_out = 40  # every 40th file is held out,
     test_bytes = 150_000  # and so many of their bytes are scored: more take too long
     test_loops = (1, 2, 4, 8, 16)
-    mean_loops, loop_spread, most_loops = 4, 0.5, 16  # see `draw_loops`
+    mean_loops, loop_spread, most_loops, deep_share = 4, 0.5, 16, 0.1  # see `draw_loops`
 
     def __init__(self, data: Path | None = None) -> None:
         pieces = read_pieces(data)
@@ -261,10 +261,14 @@ class Text:
         """No curriculum."""
 
     def draw_loops(self, generator: torch.Generator) -> int:
-        """T ~ Poisson(λ), λ log-normal with mean 4 (Geiping et al. 2025), cut to 1 … 16.
+        """T ~ Poisson(λ), λ log-normal with mean 4 (Geiping et al. 2025), cut to 1 … 16; in every
+        tenth step 16.
 
-        Most steps are cheap, and the few deep ones teach the state to settle.
+        Most steps are cheap, and the few deep ones teach the state to settle: without the tenth
+        step, 16 loops of one seed in three were more than 0.05 bits worse than 4.
         """
+        if torch.rand((), generator=generator) < self.deep_share:
+            return self.most_loops
         log_mean = math.log(self.mean_loops) - self.loop_spread**2 / 2
         rate = torch.exp(log_mean + self.loop_spread * torch.randn((), generator=generator))
         return min(max(int(torch.poisson(rate, generator=generator)), 1), self.most_loops)

@@ -275,7 +275,7 @@ VARIANTS = {
         "loop-lora": Variant("with a LoRA per loop", model=LoopLoRA),
     },
     "text": {
-        "loop": Variant("random loop counts, mean 4: the toy of train_tiny.py", task=Text),
+        "loop": Variant("random loop counts: the loop of train_tiny.py", task=Text),
         "flat-params": Variant("same parameters, no loop", TEXT_SAME_PARAMS, FlatText),
         "flat-flops": Variant("same FLOPs as 4 loops, no loop", TEXT_SAME_FLOPS, FlatText),
         "fixed-loops": Variant("always 4 loops in training", task=FixedText),

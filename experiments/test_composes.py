@@ -59,15 +59,19 @@ def test_compiles_without_a_graph_break(options):
 
 @each
 def test_decodes_compiled(options):
-    """A graph break, or a recompilation for each new token: behind 1, 2, 3 … cached ones."""
+    """A graph break; a recompilation for each new token, behind 1, 2, 3 … cached ones, or for each
+    length of a prompt; a length that is not known when compiling, where Python wants a number."""
     model, tokens, graphs = make(**options).eval(), ids(2, 12), []
     compiled = copy.deepcopy(model)
     compiled.compile(backend=lambda graph, _: (graphs.append(graph), graph)[1], fullgraph=True)
-    cache = model.new_cache(2, 13)
     with torch.no_grad():
-        chunks = [compiled(chunk, cache=cache)[0] for chunk in tokens.split([4, *[1] * 8], dim=1)]
-        assert_close(torch.cat(chunks, dim=1), model(tokens)[0])
-    assert len(graphs) == 2  # the prompt, and one token behind any number
+        compiled(ids(3, 8))  # another shape: from now on shapes are left open
+        for lengths in ([4, *[1] * 8], [9, 1, 1, 1], [7]):
+            cache = model.new_cache(2, 13)
+            chunks = tokens[:, : sum(lengths)].split(lengths, dim=1)
+            logits = torch.cat([compiled(chunk, cache=cache)[0] for chunk in chunks], dim=1)
+            assert_close(logits, model(tokens[:, : sum(lengths)])[0])
+    assert len(graphs) == 3  # without a cache; a prompt of any length; one token behind any number
 
 
 @pytest.mark.slow
