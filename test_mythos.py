@@ -1615,8 +1615,7 @@ def test_text_trains_at_many_depths():
     """One fixed depth in training binds the model to it (flaw 1)."""
     task, rng = train_tiny.Text(), torch.Generator().manual_seed(0)
     loops = [task.batch(rng)[2] for _ in range(200)]
-    assert min(loops) == 1 and 8 <= max(loops) <= task.most_loops
-    assert 3.6 < train_tiny.mean(loops) < 4.6
+    assert min(loops) == 1 and {2, 4, 8, 16} < {*loops} and max(loops) == task.most_loops
 
 
 def test_training_uses_its_settings(small, monkeypatch, tmp_path):
