@@ -232,6 +232,21 @@ def test_stability_runs_at_the_rate_of_their_name(small, tmp_path, monkeypatch):
     assert [*found] == ["loop-lr0.33", "loop-lr1", "loop-lr4"]
 
 
+def test_long_variants_train_for_longer(tmp_path, monkeypatch):
+    """A variant that is called long, and trains for as many steps as the others."""
+    seen = []
+
+    def train(*args, steps, **kwargs):
+        seen.append(steps)
+        raise InterruptedError
+
+    monkeypatch.setattr(compare, "train", train)
+    for name in ("flat-flops", "flat-flops-long", "flat-flops-told-deep-long"):
+        with pytest.raises(InterruptedError):
+            compare.run("chains", name, 0, tmp_path, tmp_path)
+    assert seen == [600, 1800, 1800]
+
+
 def test_loop_counts_of_the_tasks():
     """A "fixed" count that varies, and a flat model that is asked to loop."""
     rng = torch.Generator().manual_seed(0)
