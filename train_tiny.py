@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Train Mythos on a laptop, and see whether looping helps.
 
-    python train_tiny.py                  pointer chasing; ends in PASS or FAIL
-    python train_tiny.py --task text      language modelling on the bytes of Python's own library
+    python train_tiny.py          pointer chasing, about 3 minutes; ends in PASS or FAIL
 
-Chains. A sequence lists the edges of a few chains in random order, then asks about every node.
-After T loops the answer is the node T hops further on; the last node of a chain points to itself:
+A sequence lists the edges of a few chains in random order, then asks about every node. After T
+loops the answer is the node T hops further on; the last node of a chain points to itself:
 
     0→4  3→1  4→3  1→1  2→2 | 0 1 2 3 4        T = 1 loop:   4 1 2 1 3
                                                T = 3 loops:  1 1 2 1 1   (chain 0→4→3→1 has ended)
@@ -14,40 +13,30 @@ In training no answer is ever more than 5 hops away. The test asks for up to 10 
 32 loops: a model that has learned *one hop per loop*, and to stand still at the end of a chain,
 gets all of it right. How many loops a question needs is known exactly: a fair test of halting.
 
-Text. Bytes of Python source, a random loop count per step, gradient through the last 4 loops.
-
-Both write a checkpoint and a JSON with every number to --out; chains also draw a picture.
+The run leaves a checkpoint, a JSON with every number and a picture in --out. `train` works for any
+task with the attributes and methods of `Chains`: experiments/text.py is another.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import lzma
 import math
-import os
-import platform
 import signal
 import sys
-import sysconfig
-import tempfile
 import time
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+import mythos
+from experiments import command
+from experiments.command import find_device, refusing, write_atomically
 from mythos import MythosConfig, RecurrentDepthTransformer, expect, get_model_config
 
 # ------------------------------------------------------------------------------------------------
-# Chains
+# The task
 # ------------------------------------------------------------------------------------------------
 
 
@@ -163,188 +152,49 @@ class Chains:
         right = {L: by_hops(torch.cat(answers) == ends) for L, answers in right.items()}
         return right, by_hops(torch.cat(used))
 
-    def report(self, model: RecurrentDepthTransformer) -> dict:
-        """Measure and print; returns every number, and under "checks" what PASS means."""
-        trained, last, deep = self.train_hops, self.longest - 1, (20, 24, 28, 32)
+    def evaluate(self, model: RecurrentDepthTransformer) -> dict:
+        """All numbers of the test; "checks" is what PASS means: (what, got, sign, bound)."""
+        trained, last, deep, halting = self.train_hops, self.longest - 1, (20, 24, 28, 32), {}
         accuracy, _ = self.measure(model, [*range(1, 17), *deep])
-        best = max(accuracy, key=lambda L: mean(accuracy[L]))
-        halting = {}
         for threshold in (0.5, self.halt_threshold, 0.1):
             right, used = self.measure(model, [32], threshold)
             halting[threshold] = {"accuracy": right[32], "loops": used}
-
-        others = len(self.decoys)
-        guess = 1 / (1 + others)
-        head = "".join(f"{k:5d}" for k in range(self.longest))
-        print(f"\nTest: {self.test_size} sequences, each a chain of {self.longest} nodes", end=" ")
-        print(f"and {others} others. Naming the end of any chain would score {guess:.0%}.")
-        print("\nAccuracy (%) after so many loops (rows) by hops to the end of the chain (columns)")
-        print(f"loops {head}")
-        for L in (1, 2, 4, 5, 6, 8, 10, 12, 16, *deep):
-            print(f"{L:5d} " + "".join(f"{100 * a:5.0f}" for a in accuracy[L]))
-        print("\nHalting when the state changes by less than: loops used by hops, and on average")
-        print(f"      {head}   loops accuracy")
-        for threshold, h in halting.items():
-            print(f"{threshold:5.2f} " + "".join(f"{used:5.1f}" for used in h["loops"]), end="")
-            print(f"  {mean(h['loops']):6.1f} {100 * mean(h['accuracy']):7.1f}%")
-        print(f"The best fixed number of loops, {best}: {100 * mean(accuracy[best]):28.1f}%\n")
-
-        at = accuracy[self.train_loops]
+        best, at = max(map(mean, accuracy.values())), accuracy[self.train_loops]
         drift = max(accuracy[16][k] - accuracy[L][k] for L in deep for k in range(self.longest))
-        lost = mean(accuracy[best]) - mean(halting[self.halt_threshold]["accuracy"])
+        lost = best - mean(halting[self.halt_threshold]["accuracy"])
         checks = [
             (f"right up to {trained} hops, 12 loops", min(at[: trained + 1]), ">=", 0.99),
             (f"right at {last} hops, 12 loops", at[last], ">=", 0.90),
             ("lost from 16 to 32 loops, at any hops", drift, "<=", 0.05),
             (f"lost by halting below {self.halt_threshold}", lost, "<=", 0.01),
         ]
+        guess = 1 / (1 + len(self.decoys))
         return {"accuracy": accuracy, "halting": halting, "guess": guess, "checks": checks}
 
-    def draw(self, results: dict, path: Path) -> None:
-        """Left: the staircase, accuracy by loops and hops. Right: the loops that halting spends."""
-        from matplotlib import figure  # without pyplot it needs no display
-
-        accuracy, h = results["accuracy"], results["halting"][self.halt_threshold]
-        hops = range(self.longest)
-        picture = figure.Figure(figsize=(11, 4.2), layout="constrained")
-        left, right = picture.subplots(1, 2)
-        grid = [[100 * a for a in accuracy[L]] for L in range(1, 17)]
-        extent = (-0.5, self.longest - 0.5, 0.5, 16.5)
-        image = left.imshow(grid, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=100)
-        picture.colorbar(image, ax=left, label="accuracy (%)")
-        left.axvline(self.train_hops + 0.5, color="white", linestyle="--")
-        left.text(self.train_hops + 0.7, 1, "in no training answer →", color="white")
-        left.set(xlabel="hops to the end of the chain", ylabel="loops", title="One hop per loop")
-        right.plot(hops, h["loops"], "o-", label=f"halting when change < {self.halt_threshold}")
-        right.plot(hops, hops, "k:", label="the least possible: one per hop")
-        title = f"Harder questions get more loops ({100 * mean(h['accuracy']):.1f}% right)"
-        right.set(xlabel="hops to the end of the chain", ylabel="loops used", title=title)
-        right.legend()
-        picture.savefig(path, dpi=120)
-
-
-# ------------------------------------------------------------------------------------------------
-# Text
-# ------------------------------------------------------------------------------------------------
-
-
-class Text:
-    """Next-byte prediction on files, some of which are held out whole. A token is a byte."""
-
-    name, steps, batch_size, grad_loops = "text", 900, 5, 4
-    lr_scale, prelude_lr = 1.0, 1.0
-    frontier = 0  # no curriculum
-    draw = None  # no picture: five numbers are better read in a table
-    context = 256  # bytes that the model sees
-    held_out = 40  # every 40th file is held out,
-    test_bytes = 150_000  # and so many of their bytes are scored: more take too long
-    test_loops = (1, 2, 4, 8, 16)
-    mean_loops, loop_spread, most_loops, deep_share = 4, 0.5, 16, 0.1  # see `draw_loops`
-
-    def __init__(self, data: Path | None = None) -> None:
-        pieces = read_pieces(data)
-        test = b"".join(pieces[:: self.held_out])[: self.test_bytes]
-        train = b"".join(p for i, p in enumerate(pieces) if i % self.held_out)
-        got, least = (len(train), len(test)), self.context + 2
-        expect(min(got) >= least, "--data", got, f"{least} bytes or more to train and to test")
-        self.test, self.train_data = test, torch.frombuffer(bytearray(train), dtype=torch.uint8)
-        self.data_crc = zlib.crc32(test + train)  # resuming with other files would mix two runs
-
-    def config(self, attention_type: str) -> MythosConfig:
-        tiny = replace(get_model_config("tiny"), attention_type=attention_type, vocab_size=256)
-        return replace(tiny, max_seq_len=512, max_loop_iters=4, d_expert=128)
-
-    def prepare(self, model: RecurrentDepthTransformer) -> None:
-        """Nothing: here the prelude learns from the first step on, like every other block."""
-
-    def learned(self, n_loops: int, loss: float) -> None:
-        """No curriculum."""
-
-    def draw_loops(self, generator: torch.Generator) -> int:
-        """T ~ Poisson(λ), λ log-normal with mean 4 (Geiping et al. 2025), cut to 1 … 16; in every
-        tenth step 16.
-
-        Most steps are cheap, and the few deep ones teach the state to settle: without the tenth
-        step, 16 loops of one seed in three were more than 0.05 bits worse than 4.
-        """
-        if torch.rand((), generator=generator) < self.deep_share:
-            return self.most_loops
-        log_mean = math.log(self.mean_loops) - self.loop_spread**2 / 2
-        rate = torch.exp(log_mean + self.loop_spread * torch.randn((), generator=generator))
-        return min(max(int(torch.poisson(rate, generator=generator)), 1), self.most_loops)
-
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-        """tokens and targets, (B, context) each and one byte apart, and T."""
-        places = len(self.train_data) - self.context
-        starts = torch.randint(places, (self.batch_size, 1), generator=generator)
-        window = self.train_data[starts + torch.arange(self.context + 1)].long()
-        return window[:, :-1], window[:, 1:], self.draw_loops(generator)
-
-    def test_set(self) -> Tensor:
-        """The held-out bytes, (S, context + 1); rows overlap by a byte: all but one are scored."""
-        data = torch.frombuffer(bytearray(self.test), dtype=torch.uint8).long()
-        return data.unfold(0, self.context + 1, self.context)
-
-    def measure(self, model: RecurrentDepthTransformer, loops: list[int]) -> dict[int, float]:
-        """Held-out bits per byte after each of `loops` loops."""
-        windows, bits = self.test_set(), dict.fromkeys(loops, 0.0)
-        for part in windows.to(model.head.weight.device).split(32):
-            logits, _ = logits_per_loop(model, part[:, :-1], loops)
-            for L in loops:
-                nats = F.cross_entropy(logits[L].mT.float(), part[:, 1:], reduction="sum").item()
-                bits[L] += nats / math.log(2) / windows[:, 1:].numel()
-        return bits
-
-    def report(self, model: RecurrentDepthTransformer) -> dict:
-        """Held-out bits per byte for each loop count, beside two compressors, and a sample."""
-        C, device = self.context, model.head.weight.device
-        bits = self.measure(model, self.test_loops)
-
-        def packed(compress: Callable, size: int, **options) -> float:
-            parts = [self.test[i : i + size] for i in range(0, len(self.test), size)]
-            return 8 * sum(len(compress(part, **options)) for part in parts) / len(self.test)
-
-        others = {}
-        for size, given in ((len(self.test), "whole files"), (C, f"{C} bytes at a time")):
-            others[f"zlib -9, {given}"] = packed(zlib.compress, size, level=9)
-            others[f"lzma, {given}"] = packed(lzma.compress, size, format=lzma.FORMAT_ALONE)
-        print(f"\nBits per byte of {len(self.test):,} held-out bytes, from files not trained on")
-        for name, value in ({f"Mythos, {L} loops": b for L, b in bits.items()} | others).items():
-            print(f"{name:>28} {value:6.3f}")
-
-        rng = torch.Generator(device).manual_seed(0)
-        prompt = torch.tensor([list(b"def ")], device=device)
-        sample = model.generate(prompt, C, temperature=0.7, top_p=0.95, generator=rng)
-        text = bytes(sample[0].tolist()).decode(errors="replace")
-        print(f"\nA sample (temperature 0.7, top_p 0.95):\n{text}\n")
-
-        best, goal = min(bits.values()), others["lzma, whole files"]
-        settled = [b for L, b in bits.items() if L >= 2]
-        print(f"The stretch goal, lzma over whole files, is {best - goal:+.3f} bits per byte away.")
-        checks = [
-            ("bits per byte, wanted below zlib's", best, "<=", others["zlib -9, whole files"]),
-            ("largest difference from 2 to 16 loops", max(settled) - min(settled), "<=", 0.05),
+    def describe(self, results: dict) -> str:
+        """Tables of what `evaluate` measured."""
+        accuracy, hops = results["accuracy"], "".join(f"{k:5d}" for k in range(self.longest))
+        lines = [
+            f"Test: {self.test_size} sequences, each a chain of {self.longest} nodes and "
+            f"{len(self.decoys)} others. Naming the end of any would score {results['guess']:.0%}.",
+            "\nAccuracy (%) after so many loops (rows) by hops to the end of the chain (columns)",
+            f"loops {hops}",
         ]
-        return {"bits_per_byte": bits, "compressors": others, "sample": text, "checks": checks}
+        for L in (1, 2, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32):
+            lines.append(f"{L:5d} " + "".join(f"{100 * a:5.0f}" for a in accuracy[L]))
+        lines.append("\nHalting when the state changes by less than: loops used by hops, and mean")
+        lines.append(f"      {hops}   loops accuracy")
+        for threshold, h in results["halting"].items():
+            row = f"{threshold:5.2f} " + "".join(f"{used:5.1f}" for used in h["loops"])
+            lines.append(f"{row}  {mean(h['loops']):6.1f} {100 * mean(h['accuracy']):7.1f}%")
+        best = max(accuracy, key=lambda L: mean(accuracy[L]))
+        lines.append(f"The best fixed number of loops, {best}: {100 * mean(accuracy[best]):28.1f}%")
+        return "\n".join(lines)
 
+    def draw(self, results: dict, path: Path) -> None:
+        from experiments.pictures import draw_chains  # it needs matplotlib
 
-def read_pieces(data: Path | None) -> list[bytes]:
-    """The standard library's source files, a folder's files, or one file cut into 20 pieces."""
-    root = data or Path(sysconfig.get_paths()["stdlib"])
-    with refusing(f"--data: got {str(root)!r}, expected readable files"):
-        if not root.is_dir():
-            text = root.read_bytes()
-            size = 1 + len(text) // 20
-            return [text[i : i + size] for i in range(0, len(text), size)]
-        # Not from the library: tests, what pip installed, generated tables that repeat each other.
-        skip = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
-        files = sorted(p for p in root.rglob("*" if data else "*.py") if p.is_file())
-        return [p.read_bytes() for p in files if data or not skip & set(p.relative_to(root).parts)]
-
-
-# ------------------------------------------------------------------------------------------------
-# Training
-# ------------------------------------------------------------------------------------------------
+        draw_chains(self, results, path)
 
 
 def mean(values: list[float]) -> float:
@@ -353,17 +203,21 @@ def mean(values: list[float]) -> float:
 
 @torch.no_grad()
 def logits_per_loop(
-    model: RecurrentDepthTransformer, tokens: Tensor, loops: list[int],
-    halt_threshold: float | None = None,
-) -> tuple[dict[int, Tensor], Tensor]:  # fmt: skip
-    """Logits (B, T, V) after each of `loops` loops, from one run, and the loops used (B, T)."""
+    model: RecurrentDepthTransformer, tokens: Tensor, loops: list[int], halt_threshold=None
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Logits (N, T, V) after each of `loops` loops, from one run, and the loops used (N, T)."""
     most = max(loops)
     cache = None if halt_threshold is None else model.new_cache(*tokens.shape, most)
-    e, place = model.run_prelude(tokens, cache)
+    e, rope = model.run_prelude(tokens, cache)
     states = [e]  # after 0 loops the coda reads e
-    _, used = model.run_loop(e, place, most, None, halt_threshold, cache, states)
+    _, used = model.run_loop(e, rope, most, None, halt_threshold, cache, states)
     states += states[-1:] * (most + 1 - len(states))  # all have halted: nothing moves any more
-    return {L: model.run_coda(states[L], place, cache) for L in loops}, used
+    return {L: model.run_coda(states[L], rope, cache) for L in loops}, used
+
+
+# ------------------------------------------------------------------------------------------------
+# Optimizers
+# ------------------------------------------------------------------------------------------------
 
 
 class Muon(torch.optim.Optimizer):
@@ -382,6 +236,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             for p in group["params"]:
+                if p.grad is None:  # frozen, or not used by this loss
+                    continue
                 average = self.state[p].setdefault("average", torch.zeros_like(p))
                 average.lerp_(p.grad, 1 - momentum)
                 update = self.orthogonal(p.grad.lerp(average, momentum))  # Nesterov's look-ahead
@@ -404,23 +260,25 @@ class Muon(torch.optim.Optimizer):
         return X.mT if G.shape[-2] > G.shape[-1] else X
 
 
-def make_optimizers(model: RecurrentDepthTransformer, prelude_lr: float = 1.0) -> list:
+def make_optimizers(model: torch.nn.Module, prelude_lr: float = 1.0) -> list:
     """Muon for the matrices inside blocks, AdamW for the vocabulary and all vectors.
 
     Vectors, that is A, B and the norms, are not decayed: pulling A to 0 would erase the memory.
+    The model may be compiled or wrapped.
     """
-    groups = {"blocks": [], "prelude": [], "vocabulary": [], "vectors": []}
-    for name, p in model.named_parameters():
-        kind = "prelude" if name.startswith("prelude.") else "blocks"
-        kind = "vocabulary" if name in ("embed.weight", "head.weight") else kind
-        groups["vectors" if p.dim() == 1 else kind].append(p)
+    core = next(m for m in model.modules() if isinstance(m, RecurrentDepthTransformer))
+    prelude = {*core.prelude.parameters()}
+    vocabulary = [*dict.fromkeys([core.embed.weight, core.head.weight])]  # one, if they are tied
+    ids = {id(p) for p in vocabulary}
+    blocks = [p for p in core.parameters() if p.dim() > 1 and id(p) not in ids]
+    vectors = [p for p in core.parameters() if p.dim() == 1]
 
-    def group(name: str, lr: float, **options) -> list[dict]:
-        some = groups[name]  # peak_lr: `train` sets lr = peak_lr · schedule in each step
-        return [{"params": some, "lr": lr, "peak_lr": lr, **options}] if some else []
+    def group(parameters: list, lr: float, **options) -> dict:
+        return {"params": parameters, "lr": lr, "peak_lr": lr, **options}  # Training moves lr
 
-    muon = group("blocks", 6e-3) + group("prelude", 6e-3 * prelude_lr)
-    adamw = group("vocabulary", 1e-2, weight_decay=0.05) + group("vectors", 3e-3, weight_decay=0.0)
+    muon = [group([p for p in blocks if p not in prelude], 6e-3)]
+    muon.append(group([p for p in blocks if p in prelude], 6e-3 * prelude_lr))
+    adamw = [group(vocabulary, 1e-2, weight_decay=0.05), group(vectors, 3e-3, weight_decay=0.0)]
     return [Muon(muon, 6e-3), torch.optim.AdamW(adamw, betas=(0.9, 0.99))]
 
 
@@ -429,149 +287,131 @@ def schedule(step: int, steps: int, warmup: int = 50) -> float:
     return min(1.0, (step + 1) / warmup) * (1 - step / steps)
 
 
+# ------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------
+
 SAVE_EVERY = 50  # steps from one checkpoint to the next
 
 
-def train(
-    model: RecurrentDepthTransformer, task: Chains | Text, *, steps: int, seed: int,
-    checkpoint: Path, resume: bool = False, stop: Callable[[], bool] = lambda: False,
-) -> bool:  # fmt: skip
+class Training:
+    """A model, what trains it, and how far it has come; `save` and `restore` keep all of it."""
+
+    def __init__(self, model, task, *, steps: int, seed: int, checkpoint: Path) -> None:
+        self.model, self.task, self.steps, self.checkpoint = model, task, steps, checkpoint
+        self.optimizers = make_optimizers(model, task.prelude_lr)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.done = self.loops = 0  # steps so far, and the sum of their loops
+        self.unsaved = ""  # why the newest checkpoint could not be written
+        self.run = {"task": task.name, "config": asdict(model.config), "steps": steps, "seed": seed}
+        self.run["data_crc"] = task.data_crc  # to resume with other data would mix two runs
+
+    def step(self) -> str:
+        """One update; returns what there is to say about it."""
+        model, task, device = self.model, self.task, self.model.head.weight.device
+        tokens, targets, n_loops = task.batch(self.generator)
+        tokens, targets = tokens.to(device), targets.to(device)
+        rate = task.lr_scale * schedule(self.done, self.steps)
+        for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
+            group["lr"] = rate * group["peak_lr"]
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            _, loss = model(tokens, targets, n_loops=n_loops, grad_loops=task.grad_loops)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss, norm = torch.stack([loss.detach(), norm]).tolist()  # the one wait for the device
+        self.done, self.loops, self.last = self.done + 1, self.loops + n_loops, (tokens, n_loops)
+        self.expect_finite({"loss": loss, "gradient norm": norm})
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        load = model.update_router_bias(speed=0.01)
+        task.learned(n_loops, loss)
+        told = f"loops {n_loops:2d}  loss {loss:6.3f}"
+        if model.recurrent:
+            told += f"  rho(A) {mythos.spectral_radius(model):.3f}"
+        if load.numel():  # (layers, E)
+            told += f"  busiest expert {(load.amax(-1) / load.float().mean(-1)).max():.2f}× mean"
+        return told
+
+    def train(self, stop: Callable[[], bool]) -> bool:
+        self.model.train()
+        started, first, stopped = time.perf_counter(), self.done, False
+        while self.done < self.steps and not stopped:
+            told, stopped = self.step(), stop()
+            last = self.done == self.steps
+            if self.done % SAVE_EVERY == 0 or last or stopped:
+                self.save()
+            if self.done % 25 == 0 or last:
+                pace = (time.perf_counter() - started) / (self.done - first)  # seconds a step
+                speed, left = self.last[0].numel() / pace, pace * (self.steps - self.done)
+                line = f"step {self.done:4d}/{self.steps}  {told}  {speed:6,.0f} tokens/s"
+                print(f"{line}  {left:4.0f} s left", flush=True)
+        return self.done == self.steps
+
+    def expect_finite(self, numbers: dict[str, float]) -> None:
+        """Stop at the first inf or nan, while the checkpoint is good, and tell how the loop is."""
+        if all(map(math.isfinite, numbers.values())):
+            return
+        tokens, n_loops = self.last
+        if self.model.recurrent:
+            gain = mythos.loop_gain(self.model, tokens, n_loops=n_loops, iterations=10)
+            numbers |= {"rho(A)": mythos.spectral_radius(self.model), "gain of the loop": gain}
+        told = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())
+        kept = f"{self.checkpoint} is kept" if self.checkpoint.exists() else "nothing is saved yet"
+        where = f"Stopped in step {self.done}, at {n_loops} loops"
+        raise FloatingPointError(f"{where}: {told}; {kept}.")
+
+    def save(self) -> None:
+        """Write the checkpoint. A full disk costs a warning, and is noted in `unsaved`."""
+        norm = torch.nn.utils.get_total_norm(self.model.parameters())
+        self.expect_finite({"parameter norm": norm.item()})
+        state = {"run": self.run, "step": self.done, "loops": self.loops}
+        state |= {"frontier": self.task.frontier, "generator": self.generator.get_state()}
+        state["model"] = self.model.state_dict()
+        state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        self.unsaved = ""
+        try:
+            write_atomically(self.checkpoint, partial(torch.save, state))
+        except OSError as error:
+            self.unsaved = str(error)
+            print(f"warning: step {self.done}: {error}", flush=True)
+
+    def restore(self) -> None:
+        """Go back to where the checkpoint was saved. Raises ValueError if it is not of this run."""
+        saved = load_checkpoint(self.checkpoint)
+        for key, value in self.run.items():
+            wanted = saved["run"].get(key)
+            expect(value == wanted, f"--resume, {key}", value, f"the checkpoint's {wanted!r}")
+        with refusing(f"--resume: {self.checkpoint} is no checkpoint of this run"):
+            self.model.load_state_dict(saved["model"])
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            self.generator.set_state(saved["generator"])
+            self.done, self.loops = int(saved["step"]), int(saved["loops"])
+            self.task.frontier = int(saved["frontier"])
+            expect(0 < self.done <= self.steps, "step", self.done, f"1 … {self.steps}")
+
+
+def train(model: RecurrentDepthTransformer, task, *, steps: int, seed: int, checkpoint: Path,
+          resume: bool = False, stop: Callable[[], bool] = lambda: False) -> bool:  # fmt: skip
     """Train in place, saving to `checkpoint` every 50 steps; False if `stop` ended it early.
 
     A resumed run draws the batches that the interrupted one would have drawn. Raises
     FloatingPointError once a number is no longer finite, and ValueError for a checkpoint that does
     not fit. A save that fails costs a warning; if it was the last, OSError, with the model trained.
     """
-    device = model.head.weight.device
-    optimizers = make_optimizers(model, task.prelude_lr)
-    generator = torch.Generator().manual_seed(seed)
-    run = {"task": task.name, "config": asdict(model.config), "steps": steps, "seed": seed}
-    run["data_crc"] = task.data_crc
-    first = total_loops = 0
+    training = Training(model, task, steps=steps, seed=seed, checkpoint=checkpoint)
     if resume:
-        first, total_loops = restore(checkpoint, run, model, optimizers, generator, task)
-    # Only now: restore has replaced the groups that the optimizers were made with.
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    model.train()
-    started = time.perf_counter()
-    for done in range(first + 1, steps + 1):  # once this step is
-        tokens, targets, n_loops = task.batch(generator)
-        tokens, targets = tokens.to(device), targets.to(device)
-        for group in groups:
-            group["lr"] = task.lr_scale * group["peak_lr"] * schedule(done - 1, steps)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            _, loss = model(tokens, targets, n_loops=n_loops, grad_loops=task.grad_loops)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        loss, norm = torch.stack([loss.detach(), norm]).tolist()  # the one wait for the device
-        numbers = {"loss": loss, "gradient norm": norm}
-        expect_finite(numbers, done, model, tokens, n_loops, checkpoint)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        load = model.update_router_bias(speed=0.01)
-        task.learned(n_loops, loss)
-
-        total_loops, stopped = total_loops + n_loops, stop()
-        if done % 25 == 0 or done == steps:
-            pace = (time.perf_counter() - started) / (done - first)  # seconds for a step
-            print(f"step {done:4d}/{steps}  loops {n_loops:2d}  loss {loss:6.3f}", end="")
-            print(f"{vitals(model, load)}  {tokens.numel() / pace:6,.0f} tokens/s", end="")
-            print(f"  {pace * (steps - done):4.0f} s left", flush=True)
-        if done % SAVE_EVERY == 0 or done == steps or stopped:
-            numbers = {"parameter norm": torch.nn.utils.get_total_norm(model.parameters()).item()}
-            expect_finite(numbers, done, model, tokens, n_loops, checkpoint)
-            state = {"run": run, "step": done, "loops": total_loops, "frontier": task.frontier}
-            state |= {"model": model.state_dict(), "generator": generator.get_state()}
-            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            save(state, checkpoint, must_succeed=done == steps or stopped)
-        if stopped:
-            return done == steps
-    return True
+        training.restore()
+    finished = training.train(stop)
+    if training.unsaved:
+        raise OSError(training.unsaved)
+    return finished
 
 
-def vitals(model: RecurrentDepthTransformer, load: Tensor) -> str:
-    """rho(A), and how uneven the experts' load (layers, E) is, for the progress line."""
-    text = f"  rho(A) {model.spectral_radius():.3f}" if model.recurrent else ""
-    if load.numel():
-        text += f"  busiest expert {(load.amax(-1) / load.float().mean(-1)).max():.2f}× mean"
-    return text
-
-
-def save(state: dict, checkpoint: Path, must_succeed: bool) -> None:
-    """Write a checkpoint. A full disk costs a warning, or, if nothing follows, raises OSError."""
-    try:
-        write_atomically(checkpoint, partial(torch.save, state))
-    except OSError as error:
-        if must_succeed:
-            raise
-        print(f"warning: step {state['step']}: {error}; training goes on", flush=True)
-
-
-def restore(
-    checkpoint: Path, run: dict, model: RecurrentDepthTransformer, optimizers: list,
-    generator: torch.Generator, task: Chains | Text,
-) -> tuple[int, int]:  # fmt: skip
-    """Go back to where `checkpoint` was saved, if it is of this run: the steps and loops so far."""
-    saved = load_checkpoint(checkpoint)
-    for key, value in run.items():
-        wanted = saved["run"].get(key)
-        expect(value == wanted, f"--resume, {key}", value, f"the checkpoint's {wanted!r}")
-    with refusing(f"--resume: {checkpoint} is no checkpoint of this run"):
-        model.load_state_dict(saved["model"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        generator.set_state(saved["generator"])
-        step, loops, task.frontier = (int(saved[key]) for key in ("step", "loops", "frontier"))
-        expect(0 < step <= run["steps"], "step", step, f"1 … {run['steps']}")
-    return step, loops
-
-
-def expect_finite(
-    numbers: dict[str, float], step: int, model: RecurrentDepthTransformer, tokens: Tensor,
-    n_loops: int, checkpoint: Path,
-) -> None:  # fmt: skip
-    """Stop at the first inf or nan, while the checkpoint is good, and tell how the loop behaves."""
-    if all(map(math.isfinite, numbers.values())):
-        return
-    if model.recurrent:
-        gain = model.loop_gain(tokens, n_loops=n_loops, iterations=10)
-        numbers = numbers | {"rho(A)": model.spectral_radius(), "gain of the loop": gain}
-    told = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())
-    kept = f"{checkpoint} is kept" if checkpoint.exists() else "nothing is saved yet"
-    raise FloatingPointError(f"Stopped in step {step}, at {n_loops} loops: {told}; {kept}.")
-
-
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-@contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Whatever fails inside becomes a ValueError of one line that names the flag: exit code 2."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{what}: {one_line(error)}") from error
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then rename: whatever interrupts the write leaves the old file whole.
-
-    Raises OSError that names the file, whatever `write` failed with: torch.save reports a full disk
-    as a RuntimeError, and drawing needs matplotlib.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")  # two runs may share a folder
-    try:
-        write(temporary)
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name without its bytes
-        os.replace(temporary, path)
-    except Exception as error:
-        raise OSError(f"{path} could not be written: {one_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+# ------------------------------------------------------------------------------------------------
+# The command line
+# ------------------------------------------------------------------------------------------------
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -585,25 +425,29 @@ def load_checkpoint(path: Path) -> dict:
     return saved
 
 
+def load_model(path: str | Path) -> RecurrentDepthTransformer:
+    """The model of a checkpoint, in evaluation mode, on the CPU."""
+    saved = load_checkpoint(Path(path))
+    model = RecurrentDepthTransformer(MythosConfig(**saved["run"]["config"]))
+    model.load_state_dict(saved["model"])
+    return model.eval()
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Train, report, save. Returns 0 for PASS, 1 for FAIL, 2 for bad arguments, 3 if a number was
-    no longer finite, 4 if a file could not be written (the rest was), 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description="Train Mythos on a laptop.")
-    parser.add_argument("--task", choices=("chains", "text"), default="chains")
-    parser.add_argument("--attention", choices=("mla", "gqa"), default="mla")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help=f"{Chains.steps}, or {Text.steps} for text")
-    parser.add_argument("--data", help="text: a file or folder (default: Python's own)")
-    parser.add_argument("--out", default="runs", help="folder for the results")
-    parser.add_argument("--resume", action="store_true", help="continue from --out's checkpoint")
-    parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
+    parser = command.make_parser("Train Mythos on chains.", Chains.steps)
+    return launch(parser, arguments, lambda args: Chains())
+
+
+def launch(parser, arguments: list[str] | None, make_task: Callable) -> int:
+    """Train, evaluate, save, print. Returns 0 for PASS, 1 for FAIL, 2 for bad arguments, 3 if a
+    number was no longer finite, 4 if a file could not be written (the rest was), 130 after Ctrl-C.
+    """
     args = parser.parse_args(arguments)
     try:
-        expect("" not in (args.data, args.out), "--data or --out", "", "a path")  # Path(""): here
-        expect(args.data is None or args.task == "text", "--data", args.data, "--task text")
-        expect(args.steps is None or args.steps > 0, "--steps", args.steps, "a number above 0")
+        expect(args.out != "", "--out", "", "a path")  # Path(""): here
+        expect(args.steps > 0, "--steps", args.steps, "a number above 0")
         expect(0 <= args.seed < 2**64, "--seed", args.seed, "a number from 0 to 2^64 − 1")
-        return run(args, Chains() if args.task == "chains" else Text(args.data and Path(args.data)))
+        return run(args, make_task(args))
     except ValueError as error:
         parser.error(str(error))
     except FloatingPointError as error:
@@ -611,66 +455,41 @@ def main(arguments: list[str] | None = None) -> int:
         return 3
 
 
-def find_device(name: str | None) -> torch.device:
-    """The device of that name, or the fastest there is. Raises ValueError if it cannot be used."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-    name = best if name is None else name
-    expect(name.split(":")[0] in ("cpu", "cuda", "mps"), "--device", name, "cpu, cuda or mps")
-    with refusing(f"--device: got {name!r}, expected a device of this machine"):
-        return torch.empty(0, device=name).device
-
-
-def run(args: argparse.Namespace, task: Chains | Text) -> int:
+def run(args, task) -> int:
     """What the command line does, with the task made."""
-    device, steps, out = find_device(args.device), args.steps or task.steps, Path(args.out)
-    # Refuse now, and not after the training.
-    with refusing(f"--out: got {args.out!r}, expected a writable folder"):
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    stem = out / f"{task.name}-{args.attention}-seed{args.seed}"
+    device = find_device(args.device)
+    stem = command.writable_folder(args.out) / f"{task.name}-{args.attention}-seed{args.seed}"
     checkpoint = stem.with_suffix(".pt")
     torch.manual_seed(args.seed)
     model = RecurrentDepthTransformer(task.config(args.attention))
     task.prepare(model)
     model.to(device)
-    print(f"{stem.name}: {model.num_params():,} parameters, {steps} steps on {device}")
+    print(f"{stem.name}: {mythos.num_params(model):,} parameters, {args.steps} steps on {device}")
+    training = Training(model, task, steps=args.steps, seed=args.seed, checkpoint=checkpoint)
+    if args.resume:
+        training.restore()
 
-    started, pressed, failed = time.perf_counter(), [], []
+    started, pressed = time.perf_counter(), []
     handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))  # stop after the step
     try:
-        finished = train(
-            model, task, steps=steps, seed=args.seed, checkpoint=checkpoint,
-            resume=args.resume, stop=lambda: bool(pressed),
-        )  # fmt: skip
-    except OSError as error:  # the last checkpoint; the model is trained all the same
-        finished = not pressed
-        failed.append(str(error))
+        finished = training.train(stop=lambda: bool(pressed))
     finally:
         signal.signal(signal.SIGINT, handler)
     if not finished:
         saved = f"{checkpoint} is saved. The same command with --resume continues."
-        print(f"Stopped; {failed[0] if failed else saved}")
-        return 4 if failed else 130
+        print(f"Stopped; {training.unsaved or saved}")
+        return 4 if training.unsaved else 130
     trained = time.perf_counter() - started
-
-    results, passed = task.report(model.eval()), True
-    for what, got, sign, bound in results["checks"]:
-        ok = got >= bound if sign == ">=" else got <= bound
-        passed = passed and ok
+    results = task.evaluate(model.eval())
+    verdicts = [g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]]
+    passed, seconds = all(verdicts), time.perf_counter() - started
+    results |= dict(passed=passed, seconds=seconds, train_seconds=trained, steps=args.steps)
+    results |= dict(attention=args.attention, seed=args.seed) | command.describe_machine(device)
+    failed = command.write_all(stem, results, task.draw)  # before printing, which could fail
+    failed += [training.unsaved] if training.unsaved else []
+    print(f"\n{task.describe(results)}\n")
+    for (what, got, sign, bound), ok in zip(results["checks"], verdicts, strict=True):
         print(f"{'ok' if ok else 'NO':>4}  {what}: {got:.3f} (wanted {sign} {bound:.3f})")
-    seconds = time.perf_counter() - started
-    results |= {"passed": passed, "seconds": seconds, "train_seconds": trained, "steps": steps}
-    results |= {"seed": args.seed, "attention": args.attention, "torch": torch.__version__}
-    machine = platform.processor() or platform.machine()
-    results |= {"device": str(device), "machine": machine, "threads": torch.get_num_threads()}
-    files = {".json": lambda path: path.write_text(json.dumps(results, indent=1), "utf-8")}
-    if task.draw:
-        files[".png"] = partial(task.draw, results)
-    for suffix, write in files.items():
-        try:
-            write_atomically(stem.with_suffix(suffix), write)
-        except OSError as error:  # a full disk, no matplotlib: no reason to lose the other file
-            failed.append(str(error))
     for problem in failed:
         print(f"warning: {problem}")
     print(f"{seconds:.0f} s, {trained:.0f} s of it training; results in {stem}.*")

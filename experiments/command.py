@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""What a command of this project needs around its work: flags, files, devices.
+
+Nothing is left half-written, and errors name their cause.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from mythos import expect
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+@contextmanager
+def refusing(what: str):
+    """Whatever fails inside becomes a ValueError of one line that names the flag: exit code 2."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {one_line(error)}") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path`, then rename: whatever interrupts the write leaves the old file whole.
+
+    Raises OSError that names the file, whatever `write` failed with: torch.save reports a full disk
+    as a RuntimeError, and drawing needs matplotlib.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")  # two runs may share a folder
+    try:
+        write(temporary)
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its bytes
+        os.replace(temporary, path)
+    except Exception as error:
+        raise OSError(f"{path} could not be written: {one_line(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def writable_folder(name: str) -> Path:
+    """The folder of that name, made if need be: refused now, and not after the training."""
+    with refusing(f"--out: got {name!r}, expected a writable folder"):
+        folder = Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    return folder
+
+
+def write_all(stem: Path, results: dict, draw: Callable[[dict, Path], None] | None) -> list[str]:
+    """The JSON and, given `draw`, the picture; returns what went wrong."""
+    text, failed = json.dumps(results, indent=1), []
+    writers = {".json": lambda path: path.write_text(text, "utf-8")}
+    if draw:
+        writers[".png"] = lambda path: draw(results, path)
+    for suffix, write in writers.items():
+        try:
+            write_atomically(stem.with_suffix(suffix), write)
+        except OSError as error:  # a full disk, no matplotlib: no reason to lose the other file
+            failed.append(str(error))
+    return failed
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name, or the fastest there is. Raises ValueError if it cannot be used."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+    name = best if name is None else name
+    expect(name.split(":")[0] in ("cpu", "cuda", "mps"), "--device", name, "cpu, cuda or mps")
+    with refusing(f"--device: got {name!r}, expected a device of this machine"):
+        return torch.empty(0, device=name).device
+
+
+def describe_machine(device: torch.device) -> dict:
+    """Where a result was measured."""
+    machine, threads = platform.processor() or platform.machine(), torch.get_num_threads()
+    return dict(device=str(device), machine=machine, threads=threads, torch=torch.__version__)
+
+
+def make_parser(what: str, steps: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--attention", choices=("mla", "gqa"), default="mla")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=steps, help=f"default: {steps}")
+    parser.add_argument("--out", default="runs", help="folder for the results")
+    parser.add_argument("--resume", action="store_true", help="continue from --out's checkpoint")
+    parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
+    return parser
