@@ -268,9 +268,8 @@ def make_optimizers(model: torch.nn.Module, prelude_lr: float = 1.0) -> list:
     """
     core = next(m for m in model.modules() if isinstance(m, RecurrentDepthTransformer))
     prelude = {*core.prelude.parameters()}
-    vocabulary = [*dict.fromkeys([core.embed.weight, core.head.weight])]  # one, if they are tied
-    ids = {id(p) for p in vocabulary}
-    blocks = [p for p in core.parameters() if p.dim() > 1 and id(p) not in ids]
+    vocabulary = dict.fromkeys([core.embed.weight, core.head.weight])  # in order; one, if tied
+    blocks = [p for p in core.parameters() if p.dim() > 1 and p not in vocabulary]
     vectors = [p for p in core.parameters() if p.dim() == 1]
 
     def group(parameters: list, lr: float, **options) -> dict:
@@ -278,7 +277,7 @@ def make_optimizers(model: torch.nn.Module, prelude_lr: float = 1.0) -> list:
 
     muon = [group([p for p in blocks if p not in prelude], 6e-3)]
     muon.append(group([p for p in blocks if p in prelude], 6e-3 * prelude_lr))
-    adamw = [group(vocabulary, 1e-2, weight_decay=0.05), group(vectors, 3e-3, weight_decay=0.0)]
+    adamw = [group([*vocabulary], 1e-2, weight_decay=0.05), group(vectors, 3e-3, weight_decay=0.0)]
     return [Muon(muon, 6e-3), torch.optim.AdamW(adamw, betas=(0.9, 0.99))]
 
 
