@@ -38,7 +38,7 @@ DeepSeek-V3 (2412.19437); loss-free balancing (2408.15664); RoPE (2104.09864); S
 """
 
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -734,16 +734,13 @@ class RecurrentDepthTransformer(nn.Module):
 # ================================================================================================
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module):
-    """Evaluation mode inside, each module's own mode afterwards: inspection changes nothing."""
-    modes = [(module, module.training) for module in model.modules()]
+def evaluation_mode(model: nn.Module) -> ExitStack:
+    """`with evaluation_mode(model):` each module's own mode comes back at the end."""
+    at_exit = ExitStack()
+    for module in model.modules():
+        at_exit.callback(setattr, module, "training", module.training)
     model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    return at_exit
 
 
 def expert_layers(module: nn.Module) -> list[MixtureOfExperts]:
@@ -766,27 +763,23 @@ def diagnostics(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: in
     """
     n_loops = check_call(model, tokens, n_loops=n_loops, halt_threshold=halt_threshold)
     expect(n_loops > 0, "n_loops", n_loops, "at least 1 loop to look at")
-    states: list[Tensor] = []
-    loads: list[Tensor] = []
+    cache = None if halt_threshold is None else model.new_cache(*tokens.shape, n_loops)
+    states, loads, looped = [], [], expert_layers(model.recurrent)
 
     def count(moe: MixtureOfExperts, inputs: tuple[Tensor]) -> None:
         chosen, _ = moe.route(inputs[0].flatten(0, -2))
         loads.append(chosen.flatten().bincount(minlength=moe.router_bias.numel()))
 
-    hooks = [moe.register_forward_pre_hook(count) for moe in expert_layers(model.recurrent)]
-    cache = None if halt_threshold is None else model.new_cache(*tokens.shape, n_loops)
-    try:
-        with evaluation_mode(model):
-            e, rope = model.run_prelude(tokens, cache)
-            _, used = model.run_loop(e, rope, n_loops, None, halt_threshold, cache, states)
-            logits = torch.stack([model.run_coda(h, rope, cache) for h in states])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with evaluation_mode(model) as at_exit:
+        for moe in looped:
+            at_exit.callback(moe.register_forward_pre_hook(count).remove)
+        e, rope = model.run_prelude(tokens, cache)
+        _, used = model.run_loop(e, rope, n_loops, None, halt_threshold, cache, states)
+        logits = torch.stack([model.run_coda(h, rope, cache) for h in states])
     h = torch.stack([model.initial_state(e), *states])  # (L + 1, N, T, D)
     change, norm = relative_change(h[1:], h[:-1]), h[1:].float().norm(dim=-1)
     load = torch.cat([used.new_empty(0), *loads])
-    load = load.view(len(states), len(hooks), model.config.num_experts)
+    load = load.view(len(states), len(looped), model.config.num_experts)
     return dict(state_norm=norm, change=change, logits=logits, expert_load=load, loops_used=used)
 
 

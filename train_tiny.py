@@ -24,7 +24,6 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -337,10 +336,12 @@ class Training:
         started, first, stopped = time.perf_counter(), self.done, False
         while self.done < self.steps and not stopped:
             told, stopped = self.step(), stop()
-            last = self.done == self.steps
-            if self.done % SAVE_EVERY == 0 or last or stopped:
+            ends = stopped or self.done == self.steps
+            if self.done % SAVE_EVERY == 0 or ends:
                 self.save()
-            if self.done % 25 == 0 or last:
+                if self.unsaved and not ends:
+                    print(f"warning: step {self.done}: {self.unsaved}; training goes on")
+            if self.done % 25 == 0 or ends:
                 pace = (time.perf_counter() - started) / (self.done - first)  # seconds a step
                 speed, left = self.last[0].numel() / pace, pace * (self.steps - self.done)
                 line = f"step {self.done:4d}/{self.steps}  {told}  {speed:6,.0f} tokens/s"
@@ -361,7 +362,7 @@ class Training:
         raise FloatingPointError(f"{where}: {told}; {kept}.")
 
     def save(self) -> None:
-        """Write the checkpoint. A full disk costs a warning, and is noted in `unsaved`."""
+        """Write the checkpoint. What a full disk says is kept in `unsaved`."""
         norm = torch.nn.utils.get_total_norm(self.model.parameters())
         self.expect_finite({"parameter norm": norm.item()})
         state = {"run": self.run, "step": self.done, "loops": self.loops}
@@ -370,10 +371,9 @@ class Training:
         state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
         self.unsaved = ""
         try:
-            write_atomically(self.checkpoint, partial(torch.save, state))
+            write_atomically(self.checkpoint, lambda path: torch.save(state, path))
         except OSError as error:
             self.unsaved = str(error)
-            print(f"warning: step {self.done}: {error}", flush=True)
 
     def restore(self) -> None:
         """Go back to where the checkpoint was saved. Raises ValueError if it is not of this run."""

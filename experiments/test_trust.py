@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import train_tiny
+from experiments import text
 from mythos import RecurrentDepthTransformer
 
 torch.set_num_threads(1)
@@ -124,10 +125,12 @@ def test_parameters_that_are_not_finite_are_never_saved(monkeypatch, tmp_path, c
 def test_a_model_without_a_loop_stops_too(tmp_path):
     """Asking a flat twin for rho(A): the message would die of a ValueError."""
     model = RecurrentDepthTransformer(prelude_layers=1, recurrent_layers=0)
+    training = train_tiny.Training(
+        model, train_tiny.Chains(), steps=1, seed=0, checkpoint=tmp_path / "no"
+    )
+    training.last = torch.zeros(1, 2, dtype=torch.long), 0
     with pytest.raises(FloatingPointError, match="at 0 loops: loss nan; nothing"):
-        train_tiny.expect_finite(
-            {"loss": math.nan}, 1, model, torch.zeros(1, 2, dtype=torch.long), 0, tmp_path / "no"
-        )
+        training.expect_finite({"loss": math.nan})
 
 
 def test_watching_the_numbers_costs_no_extra_wait_for_a_gpu(monkeypatch, tmp_path):
@@ -142,9 +145,8 @@ def test_watching_the_numbers_costs_no_extra_wait_for_a_gpu(monkeypatch, tmp_pat
 
         monkeypatch.setattr(torch.Tensor, name, count)
     assert main(tmp_path, "--steps", "7") == 1
-    # one in each step; in the saving step also the parameters' norm and the line's busiest expert
-    in_train = waits.count("train") + waits.count("expect_finite")
-    assert 7 <= in_train <= 7 + 2, waits.count("train")
+    # one in each step; when it saves also the parameters' norm
+    assert waits.count("step") == 7 and waits.count("save") == 1, waits
 
 
 # ---- disks and pictures ----
@@ -370,23 +372,27 @@ def test_foreign_checkpoints_are_refused(what, checkpoint, tmp_path, capsys):
         (["--attention", "gqa"], "config"),
         (["--seed", "1"], "seed"),
         (["--steps", "3"], "steps"),
-        (["--task", "text", "--data", "{tmp}/other"], "data_crc"),
+        (["--data", "{tmp}/other"], "data_crc"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(flags, differs, monkeypatch, tmp_path, capsys):
     """Two runs mixed: a renamed checkpoint, or other text in the middle of a training."""
-    monkeypatch.setattr(train_tiny.Text, "context", 32)
-    monkeypatch.setattr(train_tiny.Text, "batch_size", 1)
-    monkeypatch.setattr(train_tiny.Text, "report", lambda *_: {"checks": []})
+    monkeypatch.setattr(text.Text, "context", 32)
+    monkeypatch.setattr(text.Text, "batch_size", 1)
+    monkeypatch.setattr(text.Text, "evaluate", lambda *_: {"checks": []})
+    monkeypatch.setattr(text.Text, "describe", lambda *_: "")
     for name in ("text", "other"):
         (tmp_path / name).write_text(f"Some {name}, again and again. " * 200)
-    text = ["--task", "text", "--data", f"{tmp_path}/text"] if "--task" in flags else []
-    assert main(tmp_path, "--steps", "2", *text) in (0, 1)
-    stem = f"{'text' if text else 'chains'}-{'gqa' if 'gqa' in flags else 'mla'}"
+    run, first = train_tiny.main, []
+    if "--data" in flags:
+        run, first = text.main, ["--data", f"{tmp_path}/text"]
+    out = ["--out", str(tmp_path), "--steps", "2"]
+    assert run([*out, *first]) in (0, 1)
+    stem = f"{'text' if first else 'chains'}-{'gqa' if 'gqa' in flags else 'mla'}"
     (saved,) = tmp_path.glob("*.pt")
     saved.rename(tmp_path / f"{stem}-seed{1 if '--seed' in flags else 0}.pt")
     with pytest.raises(SystemExit) as stop:
-        main(tmp_path, "--resume", "--steps", "2", *(f.format(tmp=tmp_path) for f in flags))
+        run([*out, "--resume", *(f.format(tmp=tmp_path) for f in flags)])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and f"error: --resume, {differs}: got " in error
     assert "expected the checkpoint's " in error and "Traceback" not in error
