@@ -23,6 +23,7 @@ import torch
 
 import train_tiny
 from experiments import text
+from experiments.command import write_atomically
 from mythos import RecurrentDepthTransformer
 
 torch.set_num_threads(1)
@@ -73,6 +74,55 @@ def model_of_next_run(monkeypatch):
     spy = lambda self, model: (models.append(model), prepare(self, model))  # noqa: E731
     monkeypatch.setattr(train_tiny.Chains, "prepare", spy)
     return models
+
+
+# ---- flags ----
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--steps", "0"], "--steps: got 0"),
+        (["--steps", "-3"], "--steps: got -3"),
+        (["--steps", "1.5"], "invalid int value: '1.5'"),
+        (["--data", "x"], "unrecognized arguments: --data x"),
+        (["text", "--data", "no/such/file"], "--data: got 'no/such/file', expected"),
+        (["text", "--data", ""], "--data: got '', expected a path"),
+        (
+            ["text", "--data", "{tmp}/empty"],
+            "--data: got (0, 0), expected 258 bytes or more",
+        ),
+        (["text", "--data", "{tmp}/file"], "--data: got (37, 3), expected 258 bytes"),
+        (["text", "--data", "x" * 5000], "xxx', expected readable files"),
+        (["--resume"], "chains-mla-seed0.pt', expected a checkpoint"),
+        (["--device", "abacus"], "--device: got 'abacus', expected cpu, cuda or mps"),
+        (["--device", "meta"], "--device: got 'meta', expected cpu, cuda or mps"),
+        (["--device", "cuda:99"], "--device: got 'cuda:99', expected a device of this"),
+        (["--device", ""], "--device: got '', expected cpu, cuda or mps"),
+        (["--attention", "mha"], "invalid choice: 'mha'"),
+        (["--task", "text"], "unrecognized arguments: --task text"),
+        (["--seed", "one"], "invalid int value: 'one'"),
+        (["--seed", "-1"], "--seed: got -1, expected a number from 0"),  # torch: as 2^64 − 1
+        (["--seed", str(2**64)], "--seed: got 18446744073709551616, expected"),
+        (["--out", "{tmp}/file"], "file', expected a writable folder"),
+        (["--out", "{tmp}/file/below"], "below', expected a writable folder"),
+        (["--out", "/proc"], "--out: got '/proc', expected a writable folder"),  # root cannot, too
+        (["--out", ""], "--out: got '', expected a path"),
+        (["--faster"], "unrecognized arguments: --faster"),
+    ],
+)
+def test_bad_flags_are_refused(flags, message, tmp_path, capsys, monkeypatch):
+    """A flag that is misread silently, or refused only after the training: each ends in exit code
+    2 and names itself, with what it got and what was expected."""
+    monkeypatch.setattr(train_tiny.Training, "step", lambda *_: pytest.fail("trained"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_bytes(b"0123456789" * 4)
+    program = text.main if flags[0] == "text" else train_tiny.main
+    flags = [f.format(tmp=tmp_path) for f in flags if f != "text" or program is train_tiny.main]
+    with pytest.raises(SystemExit) as stop:
+        program(["--out", str(tmp_path), *flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and "Traceback" not in error
 
 
 # ---- numbers that are no longer finite ----
@@ -244,6 +294,20 @@ def test_pictures_need_no_display(tmp_path):
     assert (tmp_path / "runs" / f"{NAME}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_interrupted_write_leaves_the_old_file_whole(tmp_path):
+    """A writer that opens the target itself: a crash then costs the old checkpoint."""
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def crash(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, crash)
+    assert path.read_text() == "old"
+
+
 def test_a_write_is_on_the_disk_before_it_gets_the_name(monkeypatch, tmp_path):
     """A power cut that leaves the new name without its bytes, and the old file gone."""
     calls = []
@@ -251,7 +315,7 @@ def test_a_write_is_on_the_disk_before_it_gets_the_name(monkeypatch, tmp_path):
         real = getattr(os, name)
         spy = lambda *a, name=name, real=real: (calls.append(name), real(*a))  # noqa: E731
         monkeypatch.setattr(os, name, spy)
-    train_tiny.write_atomically(tmp_path / "file", lambda path: path.write_text("new"))
+    write_atomically(tmp_path / "file", lambda path: path.write_text("new"))
     assert calls == ["fsync", "replace"] and files(tmp_path) == ["file"]
 
 
@@ -268,7 +332,7 @@ def test_two_runs_with_one_out_do_not_mix_their_files(tmp_path):
                     file.flush()
                     time.sleep(0.001)
 
-        train_tiny.write_atomically(path, slowly)
+        write_atomically(path, slowly)
 
     child = os.fork()
     if child == 0:
