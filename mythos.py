@@ -874,11 +874,8 @@ def layer_applications(model: RecurrentDepthTransformer, n_loops: int | None) ->
 # Heads of 128 and a latent of 512 as in DeepSeek-V2/V3, one shared expert as in V3. Loops, experts
 # and context grow with size. d_expert is chosen so that the total, vocabulary included, matches the
 # name. rope_theta keeps its default: for training at these lengths one would raise it.
-SIZE_FIELDS = (
-    "vocab_size", "max_seq_len", "d_model", "n_heads", "q_lora_rank", "prelude_layers",
-    "recurrent_layers", "coda_layers", "max_loop_iters", "num_experts", "num_experts_per_token",
-    "d_expert",
-)  # fmt: skip
+SIZE_FIELDS = """vocab_size max_seq_len d_model n_heads q_lora_rank prelude_layers recurrent_layers
+    coda_layers max_loop_iters num_experts num_experts_per_token d_expert""".split()
 SIZES = {
     "1B": (65_536, 4_096, 1536, 16, None, 2, 4, 2, 8, 32, 4, 1040),
     "3B": (65_536, 8_192, 2048, 16, None, 2, 6, 2, 8, 64, 4, 1024),
@@ -1026,8 +1023,7 @@ NUMBERS = {
         max_loop_iters num_experts num_shared_experts n_loops max_new_tokens eos_token context""",
     ("an integer >= 1", int, lambda x: x >= 1): """vocab_size d_model max_seq_len n_heads head_dim
         n_kv_heads kv_lora_rank q_lora_rank d_ff num_experts_per_token d_expert grad_loops top_k
-        batch_size length bytes_per_number""",
-    ("an integer >= 2", int, lambda x: x >= 2): "iterations",
+        batch_size length bytes_per_number iterations""",
     ("a finite number >= 0", float, lambda x: x >= 0): "halt_threshold temperature speed",
     ("a finite number above 0", float, lambda x: x > 0): "norm_eps",
     ("a finite number >= 1, or angles can overflow", float, lambda x: x >= 1): "rope_theta",

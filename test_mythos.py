@@ -1261,7 +1261,7 @@ BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by n
         batch_size=(0, True), length=(0, 4.0, 49),
     )),
     (lambda m, **bad: diagnostics(m, X, **bad), dict(n_loops=(0, -1))),
-    (lambda m, **bad: loop_gain(m, X, **bad), dict(n_loops=(-1,), iterations=(1, 2.5))),
+    (lambda m, **bad: loop_gain(m, X, **bad), dict(n_loops=(-1,), iterations=(0, 2.5))),
     (lambda m, n_loops=2, context=0: flops_per_token(m, n_loops, context), dict(
         n_loops=(-1,), context=(-1, 1.5, NaN),
     )),
