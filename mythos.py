@@ -9,17 +9,18 @@ think longer about harder input:
     h_{t+1}  = A·h_t + B·e + R(h_t, e)             in each loop t = 0 … L−1, with the same weights
     logits   = head(RMSNorm(Coda(RMSNorm(h_L))))   once; without loops (L = 0) the coda reads e
 
-Prelude, R and Coda are stacks of pre-norm transformer blocks, and R(h, e) = Blocks(RMSNorm(h + e)):
-what the blocks return is their whole residual stream, which starts at RMSNorm(h + e). The state h
-is the scratch pad; the input e is offered again in every loop.
+Prelude, R and Coda are stacks of pre-norm transformer blocks, and R(h, e) = Blocks(RMSNorm(h + e)).
+Blocks includes the skip path: its output contains RMSNorm(h + e) itself. The state h is the scratch
+pad; the input e is offered again in every loop.
 
     model = RecurrentDepthTransformer(get_model_config("tiny"))
     logits, loss = model(tokens, targets, n_loops=8)     # depth is an argument, not a constant
     tokens = model.generate(tokens, 32, halt_threshold=0.3)
 
-Read from the top: config, attention, feed-forward, block, state update, cache, sampling, model. A
-line, END OF THE MODEL, closes that part; behind it stands what measures and guards the model.
-To lift a class into a file of yours, take along what the last line of its docstring names.
+Read from the top: config, attention, feed-forward, block, state update, cache, sampling, model.
+After the line END OF THE MODEL come diagnostics, counts, sizes and the checks of arguments:
+expect(ok, field, got, expected) raises a ValueError unless ok. To copy a class into your own file,
+copy with it what the last line of its docstring lists.
 
 Not here: training (train_tiny.py), tokenizers, dropout, multi-token prediction, multi-GPU code.
 The architecture is speculation, after OpenMythos, a community's guess at how a looped model might
@@ -71,7 +72,7 @@ class MythosConfig:
     max_loop_iters: int = 8  # L when a call does not say; a call may ask for more
     spectral_radius_target: float | None = 0.95  # rho(A) stays below it; None: A is free
 
-    # Attention. head_dim is the width of a query head (in MLA: of its part without RoPE).
+    # Attention. head_dim is the width of a query head; MLA adds head_dim / 2 numbers for RoPE.
     attention_type: str = "mla"  # "mla" or "gqa"
     n_heads: int = 4  # H
     head_dim: int | None = None  # C; None: d_model / n_heads
@@ -81,11 +82,11 @@ class MythosConfig:
     rope_theta: float = 10_000.0  # base of RoPE's angles: the larger, the slower they turn
 
     # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
-    d_ff: int | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, rounded up to 64s
+    d_ff: int | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, up to a multiple of 64
     num_experts: int = 8  # E, routed
     num_experts_per_token: int = 2  # K
     num_shared_experts: int = 1  # experts that every token uses, beside its K
-    d_expert: int | None = None  # hidden width of an expert; None: d_ff / (K + shared), up to 8s
+    d_expert: int | None = None  # of an expert; None: d_ff / (K + shared), up to a multiple of 8
 
     norm_eps: float = 1e-6
 
@@ -174,8 +175,9 @@ class MultiHeadLatentAttention(nn.Module):
     Each head's score has a part without positions, C wide, and a rotated part:
         score(i, j) = (q_i·k_j + q_rope_i·k_rope_j) / sqrt(C + rope_dim)
         k_j = U_k·latent_j,   v_j = U_v·latent_j                     kv_up_proj holds U_k and U_v
-    If RoPE turned k_j as well, a turn that depends on position j would stand between q and U_k, and
-    `absorbed` below could not move U_k to the query's side. Hence the separate rotated key.
+    (k_j is DeepSeek's k_nope.) If RoPE turned k_j as well, a turn that depends on position j would
+    stand between q and U_k, and `absorbed` below could not move U_k to the query's side. Hence the
+    separate rotated key.
 
     To lift it: `nn`, `F`, `Tensor`, `apply_rope`, `causal_attention`, `is_plain_linear`.
     """
@@ -208,10 +210,10 @@ class MultiHeadLatentAttention(nn.Module):
         rows = torch.cat([self.kv_norm(latent), k_rope], dim=-1)  # (N, T, W)
         if append is not None:
             rows = append(rows)  # (N, S, W)
-        # Two ways to one result. To decode one token behind a past, `absorbed` is far cheaper; but
-        # it reads a weight, where an adapter or a quantised layer has to be called.
-        one_behind_a_past = T == 1 and rows.shape[1] > 1
-        absorb = one_behind_a_past and is_plain_linear(self.kv_up_proj)
+        # Two ways to one result. `absorbed` is far cheaper for decoding, one token after a past.
+        # But it uses a weight directly, whereas an adapter or a quantised layer must be called.
+        decoding = T == 1 and rows.shape[1] > 1
+        absorb = decoding and is_plain_linear(self.kv_up_proj)
         out = self.absorbed(q, q_rope, rows) if absorb else self.expanded(q, q_rope, rows)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
@@ -231,8 +233,8 @@ class MultiHeadLatentAttention(nn.Module):
 
         q·(U_k·latent) = (U_kᵀ·q)·latent and Σ p·(U_v·latent) = U_v·(Σ p·latent): apply U_kᵀ to the
         query and U_v to the sum, and no key or value is ever rebuilt. A row then serves every head,
-        as key (all W numbers) and as value (the first Z), so the H heads of the one token are to
-        the kernel H queries of one head.
+        as key (all W numbers) and as value (the first Z). So to the kernel, the H heads of this one
+        token look like H queries of a single head.
         """
         U = self.kv_up_proj.weight.view(self.n_heads, 2 * self.head_dim, self.kv_lora_rank)
         U_k, U_v = U.chunk(2, dim=1)
@@ -242,7 +244,7 @@ class MultiHeadLatentAttention(nn.Module):
         # The score is still one of C + rope_dim numbers, though q and rows are W wide.
         scale = (self.head_dim + self.rope_dim) ** -0.5
         out = F.scaled_dot_product_attention(q, rows, rows, scale=scale)
-        out = out[..., : self.kv_lora_rank]  # behind it the sum of rotated keys, which are no value
+        out = out[..., : self.kv_lora_rank]  # the averaged rotated keys are not part of the value
         return torch.einsum("nthz,hcz->nhtc", out, U_v)
 
 
@@ -296,7 +298,7 @@ class MixtureOfExperts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(E, D, 2 * d_expert))
         self.down_proj = nn.Parameter(torch.empty(E, d_expert, D))
         self.shared = SwiGLU(D, num_shared_experts * d_expert) if num_shared_experts else None
-        # Train in fp32 (or autocast): in a bf16 bias, steps of 0.001 round away beyond 0.5.
+        # Train in fp32 (or autocast): in bf16 a step of 0.001 is lost once the bias exceeds 0.5.
         self.register_buffer("router_bias", torch.empty(E))
         # Tokens sent to each expert since the last bias update. Integers: no cast can round them.
         self.register_buffer("load", torch.empty(E, dtype=torch.int64))
@@ -334,7 +336,8 @@ class MixtureOfExperts(nn.Module):
         `grouped_mm` multiplies each such group with its expert's matrix.
         """
         E, K = self.router_bias.numel(), self.num_experts_per_token
-        expert, pair = chosen.flatten().sort(stable=True)  # (pairs,) each; there are N·T·K
+        # There are N·T·K pairs. Sorted: the expert of each, and its place before sorting.
+        expert, pair = chosen.flatten().sort(stable=True)
         token = pair // K
         # Expert i owns the sorted pairs from ends[i−1] up to ends[i].
         ids = torch.arange(E, device=x.device)
@@ -344,14 +347,14 @@ class MixtureOfExperts(nn.Module):
         inputs = x.index_select(0, token)  # (pairs, D); x[token] has a slow backward
         gate, up = grouped_mm(inputs, self.gate_up_proj, ends).chunk(2, dim=-1)
         hidden = F.silu(gate) * up  # (pairs, d_expert)
-        # down_proj is linear: a gate on its input does what one on its output would, for less.
+        # down_proj is linear: scaling its narrow input by the gate equals scaling its output.
         hidden = hidden * gates.flatten()[pair, None]
         out = grouped_mm(hidden, self.down_proj, ends)  # (pairs, D)
         return torch.zeros_like(x).index_add(0, token, out.to(x.dtype))
 
     @torch.no_grad()
     def update_router_bias(self, speed: float = 1e-3) -> Tensor:
-        """Move the bias against the imbalance since the last call; returns that load, (E,) int64.
+        """Move the bias against the imbalance; returns the load since the last call, (E,) int64.
 
         bias_i += speed · sign(mean(load) − load_i). Call it once after each optimizer step. The
         load is counted in training mode, over all loops.
@@ -390,17 +393,18 @@ class StateUpdate(nn.Module):
 
     A and B are diagonal, D numbers each. Little is lost: a diagonalisable A is diagonal in some
     basis, and the layers around it, which can mix and turn channels, learn that basis. In return
-    the spectral radius rho(A) = max|A_i| is exact and free, so we *bound* it for every `a`:
+    the spectral radius rho(A) = max|A_i| is exact and free, and is *bounded* for every value of the
+    parameter `a` (unless the target is None):
 
         A = target · (1 − 2^-8) · sigmoid(a)   hence rho(A) < target
 
-    Without the factor 1 − 2^-8 a cast to bf16, which raises a number by at most 2^-8 of itself,
-    could reach the target.
+    Rounding to bf16 can raise a number by up to 2^-8 of itself; the factor 1 − 2^-8 keeps A below
+    the target even then.
 
     R reads a normalised input. So there is an r_max with |R| <= r_max, however large h is, and
         |h_t| <= rho^t·|h_0| + (max|B·e| + r_max) / (1 − rho).
-    That h is bounded does not mean that it settles: this depends on the whole Jacobian A + dR/dh,
-    whose spectral radius `loop_gain` measures.
+    A bounded h need not settle: that depends on the whole Jacobian A + dR/dh, whose spectral radius
+    `loop_gain` measures.
 
     To lift it: `nn`, `Tensor`.
     """
@@ -432,8 +436,8 @@ class Cache:
 
     Each layer application has a slot of its own, since a looped block sees another state in each
     loop: first the prelude's layers, then those of loop 0, of loop 1, …, then the coda's. `rows` is
-    (slots, N, length, W). `n_tokens` counts the tokens held, the same number in all slots: whoever
-    has run every layer adds its T new tokens, as `forward` does. Set it to 0 to start afresh.
+    (slots, N, length, W). `n_tokens` counts the tokens held. `append` does not advance it: after
+    all layers have run, the caller adds T, as `forward` does. Set it to 0 to start afresh.
     """
 
     def __init__(self, layout: dict, length: int) -> None:
@@ -448,10 +452,11 @@ class Cache:
         return self.layout["prelude_layers"] + t * self.layout["recurrent_layers"]
 
     def append(self, slot: int, active: Tensor | None, rows: Tensor) -> Tensor:
-        """Put new rows (N, T, W) behind the n_tokens in a slot, and return all of it, (N, S, W).
+        """Put new rows (N, T, W) after the n_tokens in a slot, and return all of it, (N, S, W).
 
         Where `active` (N, T) is False the token has halted, and its row of the loop before, which
-        lies recurrent_layers slots earlier, takes the place of the new one. None: all are active.
+        lies recurrent_layers slots earlier, takes the place of the new one. None: all are active,
+        as always in loop 0. Attention sees append(rows): `run_blocks` binds slot and active.
         """
         new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
         if active is not None:
@@ -467,8 +472,8 @@ class Cache:
         """
         new = slice(self.n_tokens, self.n_tokens + n_new)
         n_loops = self.layout["n_loops"]
-        last, first, end = (self.loop_slot(t) for t in (loops_run - 1, loops_run, n_loops))
-        copies = self.rows[last:first, :, new].repeat(n_loops - loops_run, 1, 1, 1)
+        source, first, end = (self.loop_slot(t) for t in (loops_run - 1, loops_run, n_loops))
+        copies = self.rows[source:first, :, new].repeat(n_loops - loops_run, 1, 1, 1)
         self.rows[first:end, :, new] = copies
 
 
@@ -482,7 +487,7 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
         return logits.argmax(dim=-1, keepdim=True)
     # Sorted, every rule keeps a prefix: sample in it, then look up which id that was.
     logits, ids = logits.float().sort(descending=True, stable=True)
-    # At most 0, and the divisor not 0 even in fp32: a quotient may be −inf, but not inf or nan.
+    # Shifted, logits are at most 0, and 1e-30 is not 0 in fp32: a quotient is never inf or nan.
     logits = (logits - logits[:, :1]) / max(temperature, 1e-30)
     if top_k is not None:
         logits[:, top_k:] = -math.inf
@@ -516,7 +521,7 @@ def make_block(c: MythosConfig, experts: bool) -> Block:
 
 
 def relative_change(h_next: Tensor, h: Tensor) -> Tensor:
-    """|h_{t+1} − h_t| / |h_{t+1}| of each token, fp32: (..., D) -> (...). In the first loop 1."""
+    """|h_{t+1} − h_t| / |h_{t+1}| of each token, fp32: (..., D) -> (...). 1 if h = 0."""
     return (h_next.float() - h.float()).norm(dim=-1) / h_next.float().norm(dim=-1)
 
 
@@ -557,12 +562,13 @@ class RecurrentDepthTransformer(nn.Module):
         A, B                      a = 0: A starts just below target / 2 (free: 0.475); b = 0.5
         router bias, load         0
 
-        Raises ValueError for a parameter that no rule covers, such as one that a subclass added.
+        Raises ValueError for a parameter of any other module, or a bias: whoever adds one overrides
+        this method. (The constructor's call comes before a subclass can add anything.)
         """
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
+            if type(module) is nn.Linear and module.bias is None:
                 module.weight.normal_(std=0.8 / module.in_features**0.5)
-            elif isinstance(module, nn.RMSNorm | StateUpdate | MixtureOfExperts):
+            elif type(module) in (nn.RMSNorm, StateUpdate, MixtureOfExperts):
                 module.reset_parameters()
             elif module is not self.embed:
                 own = [key for key, _ in module.named_parameters(name, recurse=False)]
@@ -580,8 +586,8 @@ class RecurrentDepthTransformer(nn.Module):
         n_loops: None is config.max_loop_iters; more is allowed; 0: no loop, the coda reads e.
         grad_loops: only the last grad_loops loops carry gradient (truncated backpropagation
             through time); None: all. The prelude still learns, through the e of those loops.
-        halt_threshold: a token halts once its state changes by less (`has_settled`); the loop ends
-            when all tokens of the call have halted. See `run_loop`.
+        halt_threshold: a token halts once a loop's relative change of its state falls below it
+            (`has_settled`); the loop ends when all tokens of the call have halted. See `run_loop`.
         cache: tokens continue the sequences that the cache holds.
         Halting and caching are for inference: with either, no gradient is recorded.
         Raises ValueError naming the argument that is out of range.
@@ -629,9 +635,10 @@ class RecurrentDepthTransformer(nn.Module):
     def has_settled(self, h_next: Tensor, h: Tensor, halt_threshold: float) -> Tensor:
         """The halting rule: which tokens (N, T) may halt with h_next, the state after this loop.
 
-        A rule of yours may look at a token and those before it, since decoding token by token must
-        halt as one pass does. It may not look at later tokens or at other sequences, and it must
-        not run a block: that would write to the cache.
+        A rule of your own may look at a token and those before it, but not at later tokens, nor at
+        other sequences: decoding token by token has to halt as one pass does. So it must not run a
+        block, such as the coda, either: without the cache a block does not see the past, and with
+        it a block reads rows of states that are not final yet in one pass, but are in decoding.
         """
         return relative_change(h_next, h) < halt_threshold  # nan, an exploded state: not settled
 
@@ -645,11 +652,11 @@ class RecurrentDepthTransformer(nn.Module):
 
         Halting needs a cache. Let s be the first loop after which a token has settled. From then on
         its state stays h_{s+1}, and in the slots of later loops the cache gets a copy of its rows
-        of loop s. So in loop t every token reads an earlier one's row of loop min(t, s), whether
-        both are in this call or not; and as s depends on no later token, decoding token by token
-        gives the answer of one pass (up to rounding, which in bf16 may shift an s). Halting saves
-        work once *all* tokens of the call, in all N sequences, have halted; until then a halted
-        token is computed like the others, and the result discarded.
+        of loop s. So in loop t a later token reads this token's row of loop min(t, s), whether both
+        are in one call or not; and as s depends on no later token, decoding token by token gives
+        the answer of one pass (up to rounding, which may make a token halt a loop earlier or
+        later). Halting saves work once *all* tokens of the call, in all N sequences, have halted;
+        until then a halted token is computed like the others, and the result is discarded.
         """
         ok = halt_threshold is None or cache is not None
         expect(ok, "cache", cache, "a cache, which holds the rows of halted tokens")
@@ -670,7 +677,7 @@ class RecurrentDepthTransformer(nn.Module):
             h = h_next
             if states is not None:
                 states.append(h)
-            if n_active == 0:
+            if n_active == 0:  # only with halting, hence with a cache
                 cache.copy_to_remaining_loops(t + 1, e.shape[1])
                 break
         return h, loops_used
@@ -693,7 +700,7 @@ class RecurrentDepthTransformer(nn.Module):
                  top_k: int | None = None, top_p: float | None = None, n_loops: int | None = None,
                  halt_threshold: float | None = None, eos_token: int | None = None,
                  generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
-        """Continue prompts (N, T), all of one length, by sampled ids: (N, T + max_new_tokens).
+        """Continue prompts (N, T), all of one length, with sampled ids: (N, T + max_new_tokens).
 
         temperature 0 takes the likeliest id. top_k keeps the k likeliest; top_p the fewest ids
         whose probabilities reach p (nucleus sampling, arXiv 1904.09751). A sequence that has
@@ -735,7 +742,7 @@ class RecurrentDepthTransformer(nn.Module):
 
 
 def evaluation_mode(model: nn.Module) -> ExitStack:
-    """`with evaluation_mode(model):` each module's own mode comes back at the end."""
+    """`with evaluation_mode(model):` at the end each module's own mode is restored."""
     at_exit = ExitStack()
     for module in model.modules():
         at_exit.callback(setattr, module, "training", module.training)
@@ -775,10 +782,11 @@ def diagnostics(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: in
             at_exit.callback(moe.register_forward_pre_hook(count).remove)
         e, rope = model.run_prelude(tokens, cache)
         _, used = model.run_loop(e, rope, n_loops, None, halt_threshold, cache, states)
+        # Each run of the coda overwrites its rows in this cache, which is thrown away.
         logits = torch.stack([model.run_coda(h, rope, cache) for h in states])
     h = torch.stack([model.initial_state(e), *states])  # (L + 1, N, T, D)
     change, norm = relative_change(h[1:], h[:-1]), h[1:].float().norm(dim=-1)
-    load = torch.cat([used.new_empty(0), *loads])
+    load = torch.cat([used.new_empty(0), *loads])  # without experts there are no loads
     load = load.view(len(states), len(looped), model.config.num_experts)
     return dict(state_norm=norm, change=change, logits=logits, expert_load=load, loops_used=used)
 
@@ -795,8 +803,8 @@ def loop_gain(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: int 
     """Spectral radius of the Jacobian J = d h_{t+1} / d h_t at the state after n_loops loops.
 
     Near a fixed point it tells whether the loop settles, which rho(A) does not: above 1 some small
-    disturbance grows from loop to loop, below 1 all die out in the end. n_loops = 0 is the first
-    loop, at h_0. Of a batch it is the largest.
+    disturbance grows from loop to loop, below 1 all die out in the end. n_loops = 0 measures the
+    first loop, at h_0. For a batch, the result is the largest of its sequences.
     Power iteration v ← Jᵀv / |Jᵀv| with vector-Jacobian products: J is never formed, and Jᵀ has the
     same eigenvalues. |Jᵀv| oscillates when the leading eigenvalues are a complex pair, so it is
     averaged (geometric mean) over the later half of the iterations. More iterations are more
@@ -831,8 +839,9 @@ def num_params(module: nn.Module, *, active: bool = False) -> int:
     total = sum(p.numel() for p in module.parameters())
     for moe in expert_layers(module):
         E, K = moe.router_bias.numel(), moe.num_experts_per_token
-        idle = E - K if active else 0
-        total += E - idle * (moe.gate_up_proj[0].numel() + moe.down_proj[0].numel())
+        total += E  # the router bias
+        if active:
+            total -= (E - K) * (moe.gate_up_proj[0].numel() + moe.down_proj[0].numel())
     return total
 
 
@@ -841,7 +850,7 @@ def executed_params(model: RecurrentDepthTransformer, n_loops: int | None = None
     n_loops = check_loops(model, n_loops)
     parts = (model.recurrent, model.loop_norm, model.state_update) if model.recurrent else ()
     loop = sum(num_params(part, active=True) for part in parts)
-    return num_params(model, active=True) + (n_loops - 1) * loop
+    return num_params(model, active=True) + (n_loops - 1) * loop  # counted once already
 
 
 def flops_per_token(model: RecurrentDepthTransformer, n_loops: int | None = None, context=0) -> int:
@@ -938,9 +947,11 @@ def print_sizes() -> None:
 
 
 def derive_widths(c: MythosConfig) -> SimpleNamespace:
-    """The widths of a config as plain numbers: those that are None by their rule; also
-    rope_dim, the numbers of a head that RoPE turns (GQA: all C; MLA: C/2 more, beside the C); and
-    row = W, the numbers that a token leaves in the cache per layer application."""
+    """The widths of a config as plain numbers, by their rule where they are None.
+
+    Also rope_dim, how many numbers of a head RoPE turns (GQA: all C; MLA: C/2 in addition to C),
+    and row = W, how many a token leaves in the cache per layer application.
+    """
     head_dim = c.head_dim or c.d_model // c.n_heads
     n_kv_heads = c.n_kv_heads or (c.n_heads // 4 if c.n_heads % 4 == 0 else c.n_heads)
     kv_lora_rank = c.kv_lora_rank or 4 * head_dim
@@ -957,8 +968,8 @@ def derive_widths(c: MythosConfig) -> SimpleNamespace:
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether module(x) is provably x @ module.weight.T, so that the weight may be used directly.
 
-    Adapters and parametrizations are of another type; a quantised weight is, too; pruning and old
-    weight norms work by hooks, and some libraries replace `forward`.
+    Adapters and parametrizations change the module's type, quantisation may change the weight's;
+    pruning and old weight norms work by hooks, and some libraries replace `forward`.
     """
     hooks = len(module._forward_pre_hooks) + len(module._forward_hooks)
     plain = type(module) is nn.Linear and module.bias is None and hooks == 0
@@ -969,8 +980,9 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows ends[i−1] up to ends[i] of x (pairs, in) times weight[i] (in, out): (pairs, out).
 
     F.grouped_mm with two additions. Autocast does not reach it, so x and weight get the dtype that
-    autocast would choose. And torch.compile and the meta device know its shape in bf16 alone, so
-    there `traceable_grouped_mm` stands in: to use them with a lifted class, copy it, too.
+    autocast would choose. And torch.compile and the meta device support it only in bf16, so there
+    `traceable_grouped_mm` stands in: to use either with a copied class, copy that operator and its
+    three registrations, too.
     """
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
@@ -983,8 +995,9 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def traceable_grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
     """F.grouped_mm as an operator whose shapes and gradient are written below.
 
-    The gradient of a stack is a product of this kind with a 2-D weight: for each expert i, columns
-    offs[i−1] up to offs[i] of x (in, pairs) times the same rows of weight (pairs, out).
+    For the gradient of the experts' weights both arguments are 2-D: for each expert i, columns
+    offs[i−1] up to offs[i] of x (in, pairs) times the same rows of `weight`, there the gradient of
+    the output (pairs, out).
     """
     return F.grouped_mm(x, weight, offs=offs)
 
@@ -1017,7 +1030,8 @@ def expect(ok: bool, field: str, got: object, expected: str) -> None:
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
 
-# What every number, of a config or a call, may be; those in MAY_BE_NONE may also be None.
+# What every number of a config or a call may be: (in words, type, test) and the names it holds for,
+# turned around in RULES. Those in MAY_BE_NONE may also be None.
 NUMBERS = {
     ("an integer >= 0", int, lambda x: x >= 0): """prelude_layers recurrent_layers coda_layers
         max_loop_iters num_experts num_shared_experts n_loops max_new_tokens eos_token context""",
@@ -1050,8 +1064,8 @@ def check_config(c: MythosConfig) -> None:
     expect(kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")
     divides, w = c.head_dim is not None or c.d_model % H == 0, derive_widths(c)
     expect(divides, "n_heads", H, f"a divisor of d_model = {c.d_model}, or head_dim given")
-    even = 4 if kind == "mla" else 2  # RoPE turns pairs: rope_dim has to be even
-    expect(w.head_dim % even == 0, "head_dim", w.head_dim, f"a multiple of {even}, for RoPE")
+    divisor = 4 if kind == "mla" else 2  # RoPE turns pairs: rope_dim, in MLA head_dim / 2, is even
+    expect(w.head_dim % divisor == 0, "head_dim", w.head_dim, f"a multiple of {divisor}, for RoPE")
     divides = kind == "mla" or H % w.n_kv_heads == 0
     expect(divides, "n_kv_heads", w.n_kv_heads, f"a divisor of n_heads = {H}")
     if E > 0:
@@ -1064,13 +1078,16 @@ def check_loops(model: RecurrentDepthTransformer, n_loops: int | None) -> int:
     """None becomes the default; a model without recurrent layers has none and takes none."""
     check_numbers(n_loops=n_loops)
     has_loop = len(model.recurrent) > 0
-    expect(has_loop or not n_loops, "n_loops", n_loops, "0, there being no recurrent_layers")
+    expect(has_loop or not n_loops, "n_loops", n_loops, "0: the model has no recurrent layers")
     default = model.config.max_loop_iters if has_loop else 0
     return default if n_loops is None else n_loops
 
 
 def check_call(model, tokens, targets=None, cache=None, *, n_loops, **numbers) -> int:
-    """Of whatever calls the model; returns the number of loops. numbers: arguments by name."""
+    """Check the arguments of forward and of all that calls it; returns the number of loops.
+
+    numbers: the remaining arguments, by name.
+    """
     c, n_loops = model.config, check_loops(model, n_loops)
     check_numbers(**numbers)
     grad_loops, eos_token = numbers.get("grad_loops"), numbers.get("eos_token")

@@ -1016,6 +1016,10 @@ def test_what_a_subclass_adds_is_used_everywhere():
         assert len(model.loops) == 2
     with pytest.raises(ValueError, match=r"^init_weights: got \['h_0'\], expected"):
         model.init_weights()
+    model = make()
+    model.coda[0].ffn.down_proj.bias = nn.Parameter(torch.ones(32))  # no rule for it either
+    with pytest.raises(ValueError, match=r"'coda.0.ffn.down_proj.bias'\], expected"):
+        model.init_weights()
 
 
 @both
