@@ -976,8 +976,7 @@ def test_looking_inside_under_inference_mode_and_without_experts():
 
 
 class Curious(RecurrentDepthTransformer):
-    """What a reader adds first: a learned h_0, a look at t, another halting rule, experts in the
-    coda."""
+    """What a reader adds first: a learned h_0, a look at t, a halting rule, experts in the coda."""
 
     def __init__(self, **fields):
         super().__init__(**fields)
@@ -1010,7 +1009,8 @@ def test_what_a_subclass_adds_is_used_everywhere():
         model.loops.clear()
         loop_gain(model, tokens, n_loops=n_loops, iterations=2)
         assert [t for t, _ in model.loops] == [*range(n_loops + 1)] and model.loops[0][1] == 1.0
-    for call in (model, functools.partial(diagnostics, model)):
+    generate = functools.partial(model.generate, max_new_tokens=1)
+    for call in (model, functools.partial(diagnostics, model), generate):
         model.loops.clear()
         call(tokens, n_loops=9, halt_threshold=0.1)
         assert len(model.loops) == 2
@@ -1122,7 +1122,8 @@ def test_counts_agree_with_deepseek_v3():
 
 @pytest.mark.parametrize("n_loops", [0, 1, 5])
 def test_flops_by_hand(n_loops):
-    """Loops counted once, all experts, the embedding's lookup, or attention of a wrong width."""
+    """Loops counted once, all experts, the embedding's lookup, or attention of a wrong width; the
+    head's product forgotten where head and embedding are one matrix."""
     gqa = 2 * 32 * 32 + 2 * 32 * 16  # q and out; k and v
     dense = gqa + 3 * 32 * 48 + 2 * 32
     moe = gqa + 32 * 4 + 4 + (2 + 1) * 3 * 32 * 16 + 2 * 32  # router, bias, experts, norms
@@ -1134,6 +1135,8 @@ def test_flops_by_hand(n_loops):
     scores = flops_per_token(mla, n_loops, context=100) - flops_per_token(mla, n_loops)
     assert scores == 2 * heads * (8 + 4 + 8) * 100
     assert kv_bytes_per_token(mla, n_loops) == 2 * (2 + 2 * n_loops) * (32 + 4)
+    model.head.weight = model.embed.weight
+    assert executed_params(model, n_loops) == flops_per_token(model, n_loops) / 2 == run
 
 
 def test_size_table_has_the_numbers_of_the_models(capsys):
@@ -1255,26 +1258,20 @@ BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by n
         halt_threshold=(-0.1, NaN, inf, "0.3", True), targets=(X.float(), X * -100),
     )),
     (lambda m, max_new_tokens=1, **bad: m.generate(X, max_new_tokens, **bad), dict(
-        n_loops=(-1, 2.0), halt_threshold=(-1,), temperature=(-1, inf, NaN, "1", True),
-        top_k=(0, 2.0),
-        top_p=(0, 1.5, NaN, "a"), eos_token=(37, -1, 1.0), max_new_tokens=(-1, 1.5),
+        n_loops=(-1, 2.0), halt_threshold=(-1,), max_new_tokens=(-1, 1.5), top_k=(0, 2.0),
+        temperature=(-1, inf, NaN, "1", True), top_p=(0, 1.5, NaN, "a"), eos_token=(37, -1, 1.0),
     )),
     (lambda m, **bad: sample(X.float(), **bad), dict(temperature=(-1,), top_k=(0,), top_p=(0,))),
     (lambda m, tokens: m(tokens), dict(tokens=(X.float(), [[1, 2]]))),
-    (lambda m, batch_size=1, length=4: m.new_cache(batch_size, length), dict(
-        batch_size=(0, True), length=(0, 4.0, 49),
-    )),
+    (lambda m, batch_size=1, length=4: m.new_cache(batch_size, length),
+     dict(batch_size=(0, True), length=(0, 4.0, 49))),
     (lambda m, **bad: diagnostics(m, X, **bad), dict(n_loops=(0, -1))),
     (lambda m, **bad: loop_gain(m, X, **bad), dict(n_loops=(-1,), iterations=(0, 2.5))),
-    (lambda m, n_loops=2, context=0: flops_per_token(m, n_loops, context), dict(
-        n_loops=(-1,), context=(-1, 1.5, NaN),
-    )),
+    (lambda m, **bad: flops_per_token(m, **bad), dict(n_loops=(-1,), context=(-1, 1.5, NaN))),
     (lambda m, **bad: kv_bytes_per_token(m, 2, **bad), dict(bytes_per_number=(-2, 0, True))),
     (lambda m, **bad: m.update_router_bias(**bad), dict(speed=(-1, NaN, inf, "1"))),
-    (lambda m, grad_loops: m(X, grad_loops=grad_loops, halt_threshold=0.1), dict(grad_loops=(1,))),
-    (lambda m, grad_loops: m(X, grad_loops=grad_loops, cache=m.new_cache(1, 4)), dict(
-        grad_loops=(1,),
-    )),
+    (lambda m, **bad: m(X, **bad, halt_threshold=0.1), dict(grad_loops=(1,))),
+    (lambda m, **bad: m(X, **bad, cache=m.new_cache(1, 4)), dict(grad_loops=(1,))),
     (lambda m, n_loops: make(recurrent_layers=0)(X, n_loops=n_loops), dict(n_loops=(1,))),
     (lambda m, cache: m.run_loop(*m.run_prelude(X), 2, None, 0.1, cache), dict(cache=(None,))),
     (lambda m, config: RecurrentDepthTransformer(config), dict(config=(SMALL,))),
