@@ -1025,8 +1025,8 @@ traceable_grouped_mm.register_autograd(grouped_mm_gradient, setup_context=groupe
 # ------------------------------------------------------------------------------------------------
 
 
-def expect(ok: bool, field: str, got: object, expected: str) -> None:
-    if not ok:
+def expect(ok: bool, field: str, got: object, expected: object) -> None:
+    if not ok:  # only now are they formatted: to format a length would fix it for torch.compile
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
 
@@ -1102,7 +1102,7 @@ def check_call(model, tokens, targets=None, cache=None, *, n_loops, **numbers) -
     if cache is not None:
         check_cache(model, cache, tokens, n_loops)
     T = tokens.shape[1] + numbers.get("max_new_tokens", 0)
-    expect(T <= c.max_seq_len, "tokens", f"{T}, new ones included", f"at most {c.max_seq_len}")
+    expect(T <= c.max_seq_len, "tokens", T, f"at most {c.max_seq_len}, new ones included")
     return n_loops
 
 
@@ -1130,7 +1130,7 @@ def cache_layout(model: RecurrentDepthTransformer, batch_size: int, n_loops: int
 def check_cache(model: RecurrentDepthTransformer, cache: Cache, tokens: Tensor, n_loops: int):
     expect(isinstance(cache, Cache), "cache", type(cache), "one from new_cache, or None")
     for name, wanted in cache_layout(model, len(tokens), n_loops).items():
-        expect(cache.layout[name] == wanted, f"cache, {name}", cache.layout[name], f"{wanted}")
+        expect(cache.layout[name] == wanted, f"cache, {name}", cache.layout[name], wanted)
     S, length = cache.n_tokens + tokens.shape[1], cache.rows.shape[2]
     expect(S <= length, "cached + new tokens", S, f"at most the cache's length, {length}")
 

@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: MIT
 """How fast is Mythos on this machine, and how close to what the machine can do?
 
-    python -m experiments.bench                                   about 2 minutes on 2 cores
+    python -m experiments.bench                                          2 minutes on 2 cores
     python -m experiments.bench --checkpoint runs/chains-mla-seed0.pt    and halting, on that toy
-    python -m experiments.bench --compile                         and torch.compile: minutes more
+    python -m experiments.bench --compile                                and torch.compile: minutes
+    python -m experiments.bench --report                                 measure nothing, write
 
 Beside it, in the same run, two other packages if they are installed (neither is needed):
     pip install --no-deps open-mythos==0.5.0       pip install transformers
 Whatever is compared takes turns, round by round, and the ratio of the medians is shown: on a busy
-machine a ratio means more than a rate. One table on the screen, and as JSON in --results.
+machine a ratio means more than a rate. The rows go to the screen, to a JSON file (--results, after
+each part: an interrupted run loses nothing) and, as tables, to SPEED.md beside its folder.
 """
-
-from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -31,15 +30,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.command import describe_machine, find_device, write_atomically
 from mythos import (
     MixtureOfExperts,
     MultiHeadLatentAttention,
     MythosConfig,
     RecurrentDepthTransformer,
+    derive_widths,
     expect,
+    flops_per_token,
     get_model_config,
+    kv_bytes_per_token,
 )
-from train_tiny import Chains, find_device, load_checkpoint, write_atomically
+from train_tiny import Chains, load_model
 
 RESULTS = Path(__file__).parent / "results" / "bench.json"
 
@@ -153,7 +156,8 @@ def loop_over_experts(moe: MixtureOfExperts, x: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     for i in range(len(moe.router_bias)):
         token, k = (chosen == i).nonzero(as_tuple=True)
-        hidden = F.silu(x[token] @ moe.gate_proj[i]) * (x[token] @ moe.up_proj[i])
+        gate, up = (x[token] @ moe.gate_up_proj[i]).chunk(2, dim=-1)
+        hidden = F.silu(gate) * up
         out = out.index_add(0, token, gates[token, k, None] * (hidden @ moe.down_proj[i]))
     return out
 
@@ -187,11 +191,11 @@ def open_mythos(config: MythosConfig, device: torch.device):
     from open_mythos.main import MythosConfig as TheirConfig
     from open_mythos.main import OpenMythos
 
-    c, w = config, config.widths()
+    c, w = config, derive_widths(config)
     theirs = TheirConfig(
         vocab_size=c.vocab_size, dim=c.d_model, n_heads=c.n_heads, max_seq_len=c.max_seq_len,
         max_loop_iters=c.max_loop_iters, prelude_layers=1, coda_layers=1, kv_lora_rank=64,
-        q_lora_rank=c.q_lora_rank, qk_rope_head_dim=c.rope_width(), qk_nope_head_dim=w.head_dim,
+        q_lora_rank=c.q_lora_rank, qk_rope_head_dim=w.rope_dim, qk_nope_head_dim=w.head_dim,
         v_head_dim=w.head_dim, n_experts=c.num_experts, n_shared_experts=c.num_shared_experts,
         n_experts_per_tok=c.num_experts_per_token, expert_dim=w.d_expert, dropout=0.0,
         act_threshold=1e9,
@@ -254,7 +258,7 @@ def training(device: torch.device) -> Rows:
     for options in ({}, MANY_EXPERTS, PLAIN):
         config, others = replace(SHAPE, **options), {}
         model = RecurrentDepthTransformer(config).to(device).train()
-        flops = model.flops_per_token(context=LENGTH // 2)
+        flops = flops_per_token(model, context=LENGTH // 2)
         name = f"{config.num_experts} experts"
         if options is not MANY_EXPERTS:
             others["a Llama of equal FLOPs (transformers)"] = llama(flops, config, device)
@@ -343,9 +347,7 @@ def decoding(device: torch.device) -> Rows:
 @torch.no_grad()
 def halting(checkpoint: Path, device: torch.device) -> Rows:
     """One query after the other on the trained toy: 12 loops for all, against halting."""
-    saved, task = load_checkpoint(checkpoint), Chains()
-    model = RecurrentDepthTransformer(MythosConfig(**saved["run"]["config"])).to(device).eval()
-    model.load_state_dict(saved["model"])
+    model, task = load_model(checkpoint).to(device), Chains()
     n, L, right = task.n_nodes, task.train_loops, {}
     tokens, ends, distance = task.test_set()
     some = range(SEQUENCES)
@@ -389,9 +391,7 @@ def experts(device: torch.device) -> Rows:
     """Forward and backward of the expert layer: grouped, and one expert after the other."""
     rows: Rows = []
     for E in (8, 64, 256):
-        moe = MixtureOfExperts(
-            d_model=SHAPE.d_model, d_expert=64, num_experts=E, num_experts_per_token=4
-        ).to(device)
+        moe = MixtureOfExperts(SHAPE.d_model, 64, E, 4).to(device)
         x = torch.randn(1, BATCH * LENGTH, SHAPE.d_model, device=device)
 
         def run(layer: Callable, moe=moe) -> None:
@@ -426,7 +426,7 @@ def memory(device: torch.device) -> Rows:
         model = RecurrentDepthTransformer(SHAPE, attention_type=kind)
         n = min(1000, SHAPE.max_seq_len)
         kept = model.new_cache(1, n).rows
-        formula = n * model.kv_bytes_per_token(bytes_per_number=kept.element_size())
+        formula = n * kv_bytes_per_token(model, bytes_per_number=kept.element_size())
         allocated = kept.untyped_storage().nbytes()
         text = f"{allocated:,} bytes allocated, {formula:,} by kv_bytes_per_token"
         rows.append(
@@ -498,42 +498,70 @@ def compiled(device: torch.device) -> Rows:
     return rows
 
 
-def table(rows: Rows) -> str:
-    """The rows as a Markdown table."""
-    return "\n".join(["| what | measured |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+HOW_TO_READ = """
+**Read the ratios, not the rates**: what is compared takes turns in one run, and the ratio of the
+medians is given. The model has 1 prelude layer, 1 layer looped 8 times and 1 coda layer, width 256,
+with MLA; the batch is 8 × 256 tokens; decoding is one step for 3 sequences. OpenMythos' early exit
+is off, since an untrained one would leave after two loops. The compiled rows come from `--compile`,
+those on the toy from `--checkpoint runs/chains-mla-seed0.pt`."""
+
+
+def write_report(numbers: dict, path: Path) -> None:
+    """SPEED.md from the JSON alone: the rows of each part below its heading."""
+    machine = f"{numbers['machine']}, {numbers['threads']} threads, torch {numbers['torch']}"
+    lines = ["# Speed", "", f"{machine}, on {numbers['device']}. Written by"]
+    lines += ["`python -m experiments.bench` from its JSON file.", HOW_TO_READ]
+    for heading, rows in numbers["parts"].items():
+        if rows:
+            lines += ["", f"## {heading}", "", "| what | measured |", "|---|---|"]
+            lines += [f"| {what} | {value} |" for what, value in rows]
+    text = "\n".join(lines) + "\n"
+    write_atomically(path, lambda path: path.write_text(text, "utf-8"))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure the speed of Mythos on this machine.")
     parser.add_argument("--checkpoint", type=Path, help="of `train_tiny.py`: measure halting on it")
     parser.add_argument("--compile", action="store_true", help="also torch.compile (minutes)")
+    parser.add_argument("--report", action="store_true", help="only write SPEED.md from the JSON")
     parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to write")
     args = parser.parse_args(arguments)
+    speed = args.results.resolve().parent.parent / "SPEED.md"
     try:
         device = find_device(args.device)
         ok = args.checkpoint is None or args.checkpoint.is_file()
         expect(ok, "--checkpoint", str(args.checkpoint), "a checkpoint of train_tiny.py")
+        ok = args.results.is_file() or not args.report
+        expect(ok, "--results", str(args.results), "a JSON file that an earlier run wrote")
     except ValueError as error:
         parser.error(str(error))
+    if args.report:
+        write_report(json.loads(args.results.read_text("utf-8")), speed)
+        return 0
     torch.manual_seed(0)
-    started, rows = time.perf_counter(), []
-    parts = [training, profile, forward_by_loops, decoding, experts, memory]
-    parts += [partial(halting, args.checkpoint)] * (args.checkpoint is not None)
-    parts += [compiled] * args.compile
-    for part in parts:
+    parts = {"Training": training, "Where the time goes": profile, "By loops": forward_by_loops}
+    parts |= {"Decoding": decoding, "Experts": experts, "Memory": memory}
+    if args.checkpoint:
+        parts["Halting, on the trained toy"] = partial(halting, args.checkpoint)
+    if args.compile:
+        parts["Compiled"] = compiled
+    numbers = describe_machine(device) | {"seconds": 0.0, "parts": {}}
+    numbers["machine"] += f", {os.cpu_count()} cores"
+    if device.type == "cuda":
+        numbers["machine"] = torch.cuda.get_device_name(device)
+    started = time.perf_counter()
+    for heading, part in parts.items():
+        print(f"\n{heading}", flush=True)
+        numbers["parts"][heading] = rows = []
         for row in part(device):
             rows.append(row)
             print(f"{row[0]:<64} {row[1]}", flush=True)
-    took = time.perf_counter() - started
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    if device.type == "cuda":
-        machine = torch.cuda.get_device_name(device)
-    numbers = {"machine": machine, "threads": torch.get_num_threads(), "seconds": took}
-    numbers |= {"torch": torch.__version__, "device": str(device), "rows": rows}
-    text = json.dumps(numbers, indent=1, ensure_ascii=False)
-    write_atomically(args.results, lambda path: path.write_text(text, "utf-8"))
-    print(f"{took:.0f} s on {machine}; {args.results}")
+        numbers["seconds"] = time.perf_counter() - started
+        text = json.dumps(numbers, indent=1, ensure_ascii=False)
+        write_atomically(args.results, lambda path, text=text: path.write_text(text, "utf-8"))
+    write_report(numbers, speed)
+    print(f"\n{numbers['seconds']:.0f} s on {numbers['machine']}; {args.results}, {speed}")
     return 0
 
 

@@ -9,8 +9,6 @@
 The first three train the toy of train_tiny.py for a few steps and print the same losses.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 

@@ -3,7 +3,6 @@
 
 import dataclasses
 import json
-import re
 
 import pytest
 import torch
@@ -11,10 +10,9 @@ from torch.testing import assert_close
 
 import train_tiny
 from experiments import bench
-from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer
+from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer, flops_per_token
 
 torch.set_num_threads(1)
-README = (bench.RESULTS.parents[2] / "README.md").read_text("utf-8")
 SMALL = dict(vocab_size=37, d_model=32, max_seq_len=32, n_heads=2, d_ff=40, d_expert=16)
 
 
@@ -41,9 +39,11 @@ def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "decoder", lambda *_: lambda: None)
     train_tiny.main(["--steps", "1", "--out", str(tmp_path), "--device", "cpu"])
     capsys.readouterr()
-    flags = ["--device", "cpu", "--results", str(tmp_path / "bench.json")]
+    path = tmp_path / "results" / "bench.json"
+    flags = ["--device", "cpu", "--results", str(path)]
     assert bench.main([*flags, "--checkpoint", str(tmp_path / "chains-mla-seed0.pt")]) == 0
-    numbers, printed = json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out
+    numbers, printed = json.loads(path.read_text()), capsys.readouterr().out
+    rows = [tuple(row) for part in numbers["parts"].values() for row in part]
     for start in (
         "a matrix product", "bare matrix", "training, 8", "training, 16", "training, no experts",
         "an expert that gets no",
@@ -51,8 +51,25 @@ def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capsys):
         "decoding, 4 of", "4 of 256 experts", "kept for", "cache of 32 tokens, GQA",
         "building", "the toy's 20 queries",
     ):  # fmt: skip
-        assert any(what.startswith(start) for what, _ in numbers["rows"]), start
-    assert all(what in printed and value in printed for what, value in numbers["rows"])
+        assert any(what.startswith(start) for what, _ in rows), start
+    assert all(what in printed and value in printed for what, value in rows)
+    written = (tmp_path / "SPEED.md").read_text()
+    assert all(f"| {what} | {value} |" in written for what, value in rows)
+    (tmp_path / "SPEED.md").unlink()
+    assert bench.main([*flags, "--report"]) == 0 and (tmp_path / "SPEED.md").read_text() == written
+
+
+def test_an_interrupted_run_keeps_what_was_measured(small, tmp_path, monkeypatch):
+    """A JSON that is written at the end only: Ctrl-C in the last part loses minutes."""
+
+    def interrupt(device):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "profile", interrupt)
+    path = tmp_path / "results" / "bench.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--device", "cpu", "--results", str(path)])
+    assert len(json.loads(path.read_text())["parts"]["Training"]) > 5
 
 
 def test_a_decoder_can_be_repeated():
@@ -99,12 +116,12 @@ def test_truncation_keeps_less():
 def test_llama_has_our_flops():
     """An opponent that is smaller or larger than the model it races."""
     c = bench.SHAPE
-    flops = RecurrentDepthTransformer(c).flops_per_token(context=bench.LENGTH // 2)
+    flops = flops_per_token(RecurrentDepthTransformer(c), context=bench.LENGTH // 2)
     plain = RecurrentDepthTransformer(
         c, attention_type="gqa", n_kv_heads=c.n_heads, recurrent_layers=0, prelude_layers=0,
         coda_layers=10, d_ff=bench.llama_width(flops, 10, c), num_experts=0,
     )  # fmt: skip
-    assert plain.flops_per_token(context=bench.LENGTH // 2) == pytest.approx(flops, rel=0.01)
+    assert flops_per_token(plain, context=bench.LENGTH // 2) == pytest.approx(flops, rel=0.01)
 
 
 def test_refuses_a_checkpoint_that_is_not_there(tmp_path, capsys):
@@ -114,8 +131,9 @@ def test_refuses_a_checkpoint_that_is_not_there(tmp_path, capsys):
     assert "--checkpoint: got" in capsys.readouterr().err
 
 
-def test_readme_has_the_rows_kept():
+def test_speed_md_is_what_the_program_writes(tmp_path):
     """Speeds typed by hand, or of an earlier run than the one that is kept."""
     numbers = json.loads(bench.RESULTS.read_text("utf-8"))
-    assert bench.table(numbers["rows"]) in README
-    assert re.search(rf"{numbers['threads']} threads", README)
+    bench.write_report(numbers, tmp_path / "SPEED.md")
+    kept = bench.RESULTS.parent.parent / "SPEED.md"
+    assert (tmp_path / "SPEED.md").read_text("utf-8") == kept.read_text("utf-8")

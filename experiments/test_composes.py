@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from experiments.bench import bytes_kept
-from mythos import MythosConfig, RecurrentDepthTransformer
+from mythos import MythosConfig, RecurrentDepthTransformer, num_params
 
 torch.set_num_threads(1)
 SMALL = dict(vocab_size=37, d_model=32, max_seq_len=48, max_loop_iters=2, n_heads=4, n_kv_heads=2)
@@ -178,7 +178,7 @@ def test_a_config_is_refused_at_construction_or_works(fields):
         return
     torch.manual_seed(0)
     model = RecurrentDepthTransformer(config).train()
-    assert model.num_params() == sum(x.numel() for x in model.parameters()) + (
+    assert num_params(model) == sum(x.numel() for x in model.parameters()) + (
         config.num_experts * config.recurrent_layers
     )
     T = min(3, config.max_seq_len)
