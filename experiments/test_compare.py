@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Tests of compare.py. Each one's docstring names the mistake that makes it fail."""
+"""Tests of variants.py, compare.py and report.py. Docstrings name the mistakes."""
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
 
 import train_tiny
-from experiments import compare
-from mythos import RecurrentDepthTransformer
+from experiments import compare, report, variants
+from experiments.text import Text
+from mythos import RecurrentDepthTransformer, flops_per_token, num_params
 
 torch.set_num_threads(1)
 
@@ -26,7 +26,7 @@ def seeded():
 @pytest.fixture
 def small(monkeypatch):
     """Both tasks shrunk to what a test can train."""
-    for task in (train_tiny.Chains, train_tiny.Text):
+    for task in (train_tiny.Chains, Text):
         full = task.config
         monkeypatch.setattr(
             task,
@@ -37,16 +37,16 @@ def small(monkeypatch):
         )
         monkeypatch.setattr(task, "batch_size", 4)
     monkeypatch.setattr(train_tiny.Chains, "test_size", 8)
-    monkeypatch.setattr(train_tiny.Text, "context", 32)
-    monkeypatch.setattr(train_tiny.Text, "test_bytes", 2000)
-    monkeypatch.setattr(compare, "NORM_LOOPS", (1, 4, 16))
-    monkeypatch.setattr(compare, "RING_HOPS", (2, 4))
-    monkeypatch.setattr(compare, "MOST_LOOPS", 12)
+    monkeypatch.setattr(Text, "context", 32)
+    monkeypatch.setattr(Text, "test_bytes", 2000)
+    monkeypatch.setattr(variants, "NORM_LOOPS", (1, 4, 16))
+    monkeypatch.setattr(variants, "RING_HOPS", (2, 4))
+    monkeypatch.setattr(variants, "MOST_LOOPS", 12)
 
 
 def build(name: str, kind: str = "chains") -> RecurrentDepthTransformer:
     """An untrained variant whose zero-initialised parameters are not zero any more."""
-    variant = compare.VARIANTS[kind][name]
+    variant = variants.VARIANTS[kind][name]
     config = dataclasses.replace(variant.task().config("mla"), **variant.config)
     model = variant.model(config).eval()
     for p in model.parameters():
@@ -57,36 +57,36 @@ def build(name: str, kind: str = "chains") -> RecurrentDepthTransformer:
 
 def states(model: RecurrentDepthTransformer, tokens: torch.Tensor, n_loops: int) -> list:
     """h_1, h_2, ..."""
-    e, place = model.run_prelude(tokens)
+    e, rope = model.run_prelude(tokens)
     found = []
-    model.run_loop(e, place, n_loops, states=found)
+    model.run_loop(e, rope, n_loops, states=found)
     return found
 
 
-@pytest.mark.parametrize("kind", compare.VARIANTS)
+@pytest.mark.parametrize("kind", variants.VARIANTS)
 def test_quick_trains_measures_and_reports_every_variant(kind, small, tmp_path, capsys):
     """A variant that crashes or is missing from the tables; a JSON or picture that is not kept."""
-    results, names = tmp_path / "new" / "results", list(compare.VARIANTS[kind])
+    results, names = tmp_path / "new" / "results", list(variants.VARIANTS[kind])
     if kind == "stability":  # every change and every rate, not every pair
         names = ["loop-lr0.33", "free-a-lr4", "no-injection-lr2"]
     flags = ["--task", kind, "--results", str(results), "--runs", str(tmp_path / "runs")]
     flags += ["--only", *names]
     assert compare.main([*flags, "--quick", "--seeds", "0"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count(", seed 0: ") == len(names)
+    assert capsys.readouterr().out.count(", seed 0: ") == len(names)
+    written = (tmp_path / "new" / "RESULTS.md").read_text("utf-8")
     for name in names:
         numbers = json.loads((results / kind / f"{name}-seed0.json").read_text())
         assert (numbers["variant"], numbers["seed"], numbers["steps"]) == (name, 0, 2)
-        assert f"| {name} |" in printed
+        assert f"| {name} |" in written
     picture = tmp_path / "new" / f"compare-{kind}.png"
-    assert picture.is_file() == (kind in compare.DRAW)
+    assert picture.is_file() == (kind in report.DRAW)
 
     assert compare.main([*flags, "--quick", "--seeds", "0"]) == 0  # nothing is trained twice,
-    again = capsys.readouterr().out
-    assert "step" not in again.replace("steps", "") and again in printed
+    assert "step" not in capsys.readouterr().out
     for path in (tmp_path / "runs").rglob("*.pt"):  # nor for a report
         path.unlink()
-    assert compare.main([*flags, "--report"]) == 0 and capsys.readouterr().out == again
+    assert compare.main([*flags, "--report"]) == 0
+    assert (tmp_path / "new" / "RESULTS.md").read_text("utf-8") == written
 
 
 @pytest.mark.parametrize(
@@ -137,15 +137,15 @@ def test_flat_models_are_as_large_or_as_expensive_as_the_loop():
     """A comparison between models of unequal size: more than 2% apart."""
     for kind, n_loops, context in (("chains", 12, 20), ("text", 4, 128)):
         loop, params, flops = (build(n, kind) for n in ("loop", "flat-params", "flat-flops"))
-        assert params.num_params() == pytest.approx(loop.num_params(), rel=0.02)
-        wanted = loop.flops_per_token(n_loops, context)
-        assert flops.flops_per_token(0, context) == pytest.approx(wanted, rel=0.02)
+        assert num_params(params) == pytest.approx(num_params(loop), rel=0.02)
+        wanted = flops_per_token(loop, n_loops, context)
+        assert flops_per_token(flops, 0, context) == pytest.approx(wanted, rel=0.02)
         assert not params.recurrent and not flops.recurrent
 
 
 def test_flat_models_learn_the_end_within_reach():
     """Targets that need a T, which a flat model is not told; a curriculum that never climbs."""
-    for kind, farthest in ((compare.Ends, 5), (compare.DeepEnds, 10)):
+    for kind, farthest in ((variants.Ends, 5), (variants.DeepEnds, 10)):
         task, rng = kind(), torch.Generator().manual_seed(0)
         for frontier in range(1, farthest + 3):
             assert task.frontier == min(frontier, farthest)
@@ -167,7 +167,7 @@ def test_flat_models_learn_the_end_within_reach():
 def test_told_model_gets_what_the_loop_gets():
     """A flat model that is asked something else than the loop, or in training or test told a
     wrong T, or one it never met in training; one that hears T and does not feel it."""
-    task, loop, rng = compare.ToldHops(), train_tiny.Chains(), torch.Generator()
+    task, loop, rng = variants.ToldHops(), train_tiny.Chains(), torch.Generator()
     task.frontier = loop.frontier = 12
     model = build("flat-flops-told")
     task.prepare(model)
@@ -201,7 +201,7 @@ def test_told_model_gets_what_the_loop_gets():
     assert {id(p) for p in model.parameters()} == named
 
 
-def test_divergence_is_a_result_where_it_is_looked_for(small, tmp_path, monkeypatch, capsys):
+def test_divergence_is_a_result_where_it_is_looked_for(small, tmp_path, monkeypatch):
     """A comparison that dies with its worst variant, or that averages over it in silence."""
 
     def diverge(*args, **kwargs):
@@ -212,7 +212,7 @@ def test_divergence_is_a_result_where_it_is_looked_for(small, tmp_path, monkeypa
     assert compare.main([*flags, "--seeds", "0", "--only", "free-a-lr4"]) == 0
     kept = json.loads((tmp_path / "results" / "stability" / "free-a-lr4-seed0.json").read_text())
     assert kept["diverged"] == "Stopped in step 7"
-    assert "| free-a-lr4 | 1 of 1 | – |" in capsys.readouterr().out
+    assert "| free-a-lr4 | 1 of 1 | – |" in (tmp_path / "RESULTS.md").read_text("utf-8")
     with pytest.raises(FloatingPointError):  # elsewhere it is a failure, and leaves no JSON
         compare.run("chains", "loop", 0, tmp_path / "results", tmp_path, 1)
     assert not (tmp_path / "results" / "chains").exists()
@@ -226,9 +226,9 @@ def test_stability_runs_at_the_rate_of_their_name(small, tmp_path, monkeypatch):
     for name in ("loop-lr0.33", "loop-lr4"):
         compare.run("stability", name, 0, tmp_path / "results", tmp_path, 1)
     assert rates == [0.33, 4.0]
-    assert not any(name.endswith("-lr1") for name in compare.VARIANTS["stability"])
+    assert not any(name.endswith("-lr1") for name in variants.VARIANTS["stability"])
     compare.run("chains", "loop", 0, tmp_path / "results", tmp_path, 1)
-    found = compare.load_results("stability", tmp_path / "results")
+    found = report.load_results("stability", tmp_path / "results")
     assert [*found] == ["loop-lr0.33", "loop-lr1", "loop-lr4"]
 
 
@@ -250,7 +250,7 @@ def test_long_variants_train_for_longer(tmp_path, monkeypatch):
 def test_loop_counts_of_the_tasks():
     """A "fixed" count that varies, and a flat model that is asked to loop."""
     rng = torch.Generator().manual_seed(0)
-    tasks = [compare.FixedLoops(), compare.FixedText(), compare.FlatText()]
+    tasks = [variants.FixedLoops(), variants.FixedText(), variants.FlatText()]
     counts = [{task.batch(rng)[2] for _ in range(20)} for task in tasks]
     assert counts == [{12}, {4}, {0}]
 
@@ -266,34 +266,27 @@ def test_no_injection_keeps_b_at_zero(small, tmp_path):
 def test_input_once_forgets_the_input():
     """e that still enters after the first loop, or that does not enter the first."""
     model = build("input-once")
-    place = model.run_prelude(torch.arange(6)[None])[1]
+    _, rope = model.run_prelude(torch.arange(6)[None])
     h, e, other = torch.randn(3, 1, 6, model.config.d_model).unbind(0)
-    torch.testing.assert_close(model.step(h, e, place), model.step(h, other, place))
-    start = torch.zeros_like(h)
-    assert not torch.allclose(model.step(start, e, place), model.step(start, other, place))
+    torch.testing.assert_close(model.step(h, e, rope, 1), model.step(h, other, rope, 1))
+    assert not torch.allclose(model.step(h, e, rope, 0), model.step(h, other, rope, 0))
 
 
 @pytest.mark.parametrize("name", ["loop-index", "loop-lora"])
-def test_loop_number_matters_and_starts_again_with_each_call(name):
-    """A loop counter that is ignored, or that goes on counting from the call before."""
+def test_loop_number_matters(name):
+    """A loop number that is ignored; a loop beyond the last scale that crashes."""
     model, tokens = build(name), torch.arange(6)[None]
-    first, again = states(model, tokens, 3), states(model, tokens, 3)
-    torch.testing.assert_close(first, again)
     if name == "loop-lora":
         model.lora_scale.data[1:] *= 3
-        changed = states(model, tokens, 3)
-        torch.testing.assert_close(first[0], changed[0])
-        assert not torch.allclose(first[1], changed[1])
-        states(model, tokens, len(model.lora_scale) + 2)  # beyond the last scale
-    else:
-        e, place = model.run_prelude(tokens)
-        h = torch.randn_like(e)
-        assert not torch.allclose(model.step(h, e, place), model.step(h, e, place))
+    e, rope = model.run_prelude(tokens)
+    h = torch.randn_like(e)
+    first, second, far = (model.step(h, e, rope, t) for t in (0, 1, 40))
+    assert not torch.allclose(first, second) and far.isfinite().all()
 
 
 def test_lora_starts_as_the_plain_model():
     """A comparison whose two sides differ before training."""
-    plain, lora = (compare.VARIANTS["chains"][n].model() for n in ("loop", "loop-lora"))
+    plain, lora = (variants.VARIANTS["chains"][n].model() for n in ("loop", "loop-lora"))
     missing = lora.load_state_dict(plain.state_dict(), strict=False).missing_keys
     assert all(name.startswith("lora_") for name in missing)
     tokens = torch.arange(6)[None]
@@ -311,7 +304,7 @@ def test_random_exit_spends_what_halting_spends(small):
             return {L: [L / 100] * self.longest for L in loops}, used
 
     numbers = compare.measure_chains(build("loop"), Counts())["halting"]
-    assert 1 < train_tiny.mean(numbers["loops"]) < compare.MOST_LOOPS
+    assert 1 < train_tiny.mean(numbers["loops"]) < variants.MOST_LOOPS
     assert numbers["random exit"] == pytest.approx(train_tiny.mean(numbers["loops"]) / 100)
     assert 0 <= numbers["fixed at the mean"] - numbers["random exit"] < 0.01
 
@@ -327,17 +320,19 @@ def test_some_positions_halt_and_others_do_not(small, monkeypatch):
         return real(self, model, loops, threshold)
 
     monkeypatch.setattr(train_tiny.Chains, "measure", spy)
-    monkeypatch.setattr(compare, "HALT_THRESHOLD", 1e9)  # whoever may, halts after its second loop
+    monkeypatch.setattr(
+        train_tiny.Chains, "halt_threshold", 1e9
+    )  # whoever may, halts after its second loop
     numbers = compare.measure_chains(build("loop"), train_tiny.Chains())["halting"]
     edges, queries = seen
     assert (edges[:, :20] < 3).all() and (edges[:, 20:] == 12).all()
     assert (queries[:, 20:] < 3).all() and (queries[:, :20] == 12).all()
-    assert {*compare.HALTING_CONTROLS} <= {*numbers}
+    assert {*report.HALTING_CONTROLS} <= {*numbers}
 
 
 def test_far_questions_are_14_hops_away():
     """A "further" that is no further than the test of train_tiny.py."""
-    task = compare.Far()
+    task = variants.Far()
     tokens, ends, distance = task.test_set()
     assert sum(task.decoys) + task.longest == task.n_nodes
     assert distance.max() == 14 and (ends[distance == 0] == tokens[:, 20:][distance == 0]).all()
@@ -363,11 +358,11 @@ def test_training_flops_by_hand():
     """FLOPs that forget the loops, the backward pass, or the batch."""
     loop, flat = build("loop"), build("flat-params")
     task, tokens = train_tiny.Chains(), 48 * 40
-    once, more = loop.flops_per_token(1, 20), loop.flops_per_token(5, 20)
+    once, more = flops_per_token(loop, 1, 20), flops_per_token(loop, 5, 20)
     assert compare.training_flops(loop, task, 1, 1) == pytest.approx(3 * tokens * once)
     assert compare.training_flops(loop, task, 2, 6) == pytest.approx(3 * tokens * (once + more))
-    assert compare.training_flops(flat, compare.Ends(), 2, 0) == pytest.approx(
-        3 * 2 * tokens * flat.flops_per_token(0, 20)
+    assert compare.training_flops(flat, variants.Ends(), 2, 0) == pytest.approx(
+        3 * 2 * tokens * flops_per_token(flat, 0, 20)
     )
 
 
@@ -377,27 +372,39 @@ def test_reach_and_spread():
     def numbers(*accuracy):
         return {"accuracy": {"12": list(accuracy)}}
 
-    assert compare.reach(numbers(1.0, 0.95, 0.91, 0.2, 1.0)) == 2
-    assert compare.reach(numbers(0.5, 1.0)) == -1 and compare.reach(numbers(1.0, 0.9)) == 1
-    assert compare.spread([1.0, 3.0, 2.0]) == "2.0 (1.0 to 3.0)"
-    assert compare.spread([2.04, 1.96]) == "2.0"
+    assert report.reach(numbers(1.0, 0.95, 0.91, 0.2, 1.0)) == 2
+    assert report.reach(numbers(0.5, 1.0)) == -1 and report.reach(numbers(1.0, 0.9)) == 1
+    assert report.spread([1.0, 3.0, 2.0]) == "2.0 (1.0 to 3.0)"
+    assert report.spread([2.04, 1.96]) == "2.0"
 
 
-def kept() -> dict[str, dict[str, list[dict]]]:
-    found = {kind: compare.load_results(kind, compare.RESULTS) for kind in compare.VARIANTS}
-    return {kind: variants for kind, variants in found.items() if variants}
-
-
-@pytest.mark.parametrize("kind", kept())
-def test_readme_has_the_tables_of_the_kept_results(kind):
+def test_results_md_and_readme_are_what_the_program_writes():
     """A number typed by hand, or one that outlived the run it came from."""
+    kept = (report.RESULTS.parent / "RESULTS.md").read_text("utf-8")
+    assert report.results_text(report.RESULTS) == kept
     readme = (ROOT / "README.md").read_text("utf-8")
-    for table in compare.TABLES[kind](kept()[kind]):
-        for line in table.splitlines():
-            assert line in readme
-    for name, runs in kept()[kind].items():
-        usual = compare.VARIANTS["chains"].get(name.removesuffix("-lr1"))  # of the stability table
-        task = compare.VARIANTS[kind].get(name, usual).task
-        assert all(n["steps"] == task.steps for n in runs), name
-        assert len({n["seed"] for n in runs}) >= 3 or f"{name}: one seed" in readme, name
-    assert re.search(rf"experiments/compare-{kind}\.png", readme) or kind not in compare.DRAW
+    assert report.with_summary(readme, report.RESULTS) == readme and "| every hop |" in readme
+
+
+def test_kept_results_have_three_seeds_and_all_steps():
+    """A row of one seed, or of a training that was cut short."""
+    for kind in variants.VARIANTS:
+        for name, runs in report.load_results(kind, report.RESULTS).items():
+            usual = variants.VARIANTS["chains"].get(name.removesuffix("-lr1"))  # of stability
+            task = variants.VARIANTS[kind].get(name, usual).task
+            assert all(n["steps"] == task.steps for n in runs), name
+            assert len({n["seed"] for n in runs}) >= 3, name
+    for path in report.RESULTS.glob("*-seed*.json"):
+        numbers = json.loads(path.read_text("utf-8"))
+        task = Text if path.name.startswith("text") else train_tiny.Chains
+        assert numbers["passed"] and numbers["steps"] == task.steps, path.name
+
+
+def test_a_dash_where_a_model_was_never_asked():
+    """A told model whose curriculum ended at 5 hops, blamed for 6."""
+    accuracy = {"0": [1.0] * 6 + [0.1] * 5}
+    numbers = dict(accuracy=accuracy, parameters=1, train_flops=1e12, frontier=5)
+    row = report.readme_summary({"flat-flops-told": [numbers]}).splitlines()[-1]
+    assert row.endswith("| 100.0 | – | – |")
+    row = report.readme_summary({"flat-flops-told": [numbers | {"frontier": 12}]}).splitlines()[-1]
+    assert row.endswith("| 100.0 | 10.0 | 10.0 |")

@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: MIT
+"""The results as tables and pictures, from the JSON files alone: RESULTS.md, README's summary.
+
+python -m experiments.compare --report
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.command import write_atomically
+from experiments.text import Text
+from experiments.variants import (
+    MOST_LOOPS,
+    NORM_LOOPS,
+    RING_HOPS,
+    UNSTABLE,
+    VARIANTS,
+    supervision,
+    was_asked,
+)
+from train_tiny import Chains, mean
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MADE_WITH = "Made with the code of commit eacaa0e; to be renewed."
+NEAR, LAST = Chains.train_hops, Chains.longest - 1  # hops: the most in training, and in the test
+
+# ------------------------------------------------------------------------------------------------
+# Reading
+# ------------------------------------------------------------------------------------------------
+
+Runs = dict[str, list[dict]]  # the JSON of each variant, by seed
+
+
+def load_runs(folder: Path, stem: str) -> list[dict]:
+    """The kept JSON files whose name is `stem` (it may have a *) and a seed, by seed."""
+    paths = folder.glob(f"{stem}-seed*.json")
+    return sorted((json.loads(p.read_text("utf-8")) for p in paths), key=lambda n: n["seed"])
+
+
+def load_results(kind: str, results: Path) -> Runs:
+    """Of each variant that has any, in the order of VARIANTS; of stability, by learning rate."""
+    found = {name: load_runs(results / kind, name) for name in VARIANTS[kind]}
+    if kind == "stability" and any(found.values()):
+        found |= {f"{name}-lr1": load_runs(results / "chains", name) for name in UNSTABLE}
+
+        def rank(key: str) -> tuple[int, float]:
+            name, _, scale = key.rpartition("-lr")
+            return UNSTABLE.index(name), float(scale)
+
+        found = {key: found[key] for key in sorted(found, key=rank)}
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def accuracy_at(numbers: dict, loops: int) -> list[float]:
+    """Accuracy by hops after so many loops; a model without a loop has one answer for all."""
+    return numbers["accuracy"].get(str(loops)) or numbers["accuracy"]["0"]
+
+
+def reach(numbers: dict) -> int:
+    """The largest hop count up to which accuracy never falls below 90%; −1 if it has none."""
+    accuracy = accuracy_at(numbers, Chains.train_loops)
+    return next((k for k, a in enumerate(accuracy) if a < 0.9), len(accuracy)) - 1
+
+
+def has_loop(runs: list[dict]) -> bool:
+    return "rho" in runs[0]
+
+
+# ------------------------------------------------------------------------------------------------
+# Tables
+# ------------------------------------------------------------------------------------------------
+
+Column = Callable[[str, list[dict]], str]  # a variant's name and runs -> what the cell says
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def table(found: Runs, columns: dict[str, Column], first: str = "variant") -> str:
+    """A row for each variant."""
+    rows = [[name, *(column(name, found[name]) for column in columns.values())] for name in found]
+    return markdown([first, *columns], rows)
+
+
+def spread(values: list[float], form: str = ".1f") -> str:
+    """Mean, and in brackets the smallest and the largest of the seeds. A dash: there are none."""
+    if not values:
+        return "–"
+    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
+    return f"{mean(values):{form}}" + (f" ({low} to {high})" if low != high else "")
+
+
+def over(measure: Callable[[dict], float], form: str = ".1f") -> Column:
+    return lambda name, runs: spread([measure(numbers) for numbers in runs], form)
+
+
+def at_hops(hops: int, loops: int = Chains.train_loops) -> Column:
+    """Accuracy in %; a dash where a model was never asked."""
+
+    def column(name: str, runs: list[dict]) -> str:
+        asked = was_asked(name, hops) and (has_loop(runs) or loops == Chains.train_loops)
+        return spread([100 * accuracy_at(n, loops)[hops] for n in runs if asked])
+
+    return column
+
+
+PARAMETERS: dict[str, Column] = {
+    "parameters": lambda name, runs: f"{runs[0]['parameters']:,}",
+    "training TFLOPs": over(lambda n: n["train_flops"] / 1e12),
+}
+WORST = f"worst of 0–{NEAR} hops"
+HALTING_CONTROLS = (
+    "fixed at the mean", "random exit", "only edges halt", "only queries halt", "none halts",
+)  # fmt: skip
+
+# The loop and its strongest opponents, in README's summary and in the picture, with its lines.
+PICTURED = {
+    "loop": "C0o-",
+    "flat-flops": "C1s:",
+    "flat-flops-long": "C1s-",
+    "flat-flops-told": "C2^:",
+    "flat-flops-told-deep": "C3v:",
+    "flat-flops-told-deep-long": "C3v-",
+}
+
+
+def readme_summary(found: Runs) -> str:
+    """The loop and its strongest opponents. found: what `load_results` has of the chains."""
+    columns: dict[str, Column] = {"supervision": lambda name, runs: supervision(name)}
+    columns |= PARAMETERS | {f"{k} hops": at_hops(k) for k in (NEAR, NEAR + 1, LAST)}
+    rows = [
+        [VARIANTS["chains"][name].what, *(cell(name, found[name]) for cell in columns.values())]
+        for name in PICTURED
+        if name in found
+    ]
+    return markdown(["model", *columns], rows)
+
+
+# ------------------------------------------------------------------------------------------------
+# Sections: a title, what each arm was given, a table, and what to make of it
+# ------------------------------------------------------------------------------------------------
+
+
+class Section(NamedTuple):
+    title: str
+    given: str
+    table: str
+    note: str = ""  # holds whatever the numbers are: it has none of its own
+    picture: str = ""  # what it shows; its file is named after the task
+
+    def page(self, kind: str) -> str:
+        picture = self.picture and f"![{self.picture}](compare-{kind}.png)"
+        parts = [f"### {self.title}", self.given, picture, self.table, self.note]
+        return "\n\n".join(part for part in parts if part)
+
+
+EVERY_HOP = "Given to each arm: the answer after every hop, told T as the number of loops"
+MIXED = (
+    "Given to the loops and to the stacks that are told T: the answer after every hop; to the "
+    "other stacks and to `fixed-loops`: the ends of chains only."
+)
+LOOPS_ONLY = f"{EVERY_HOP}; only to `fixed-loops` the ends of chains."
+
+
+def chains_sections(found: Runs) -> list[Section]:
+    loops = {name: runs for name, runs in found.items() if has_loop(runs)}
+
+    def halting(key: str) -> Column:
+        return over(lambda n: 100 * n["halting"][key])
+
+    def further(key: str) -> Column:
+        return over(lambda n: 100 * n["further"][key])
+
+    what: dict[str, Column] = {
+        "what differs": lambda name, runs: VARIANTS["chains"][name].what,
+        "supervision": lambda name, runs: supervision(name),
+        "seeds": lambda name, runs: f"{len(runs)}",
+    }
+    quality = {WORST: over(lambda n: 100 * min(accuracy_at(n, Chains.train_loops)[: NEAR + 1]))}
+    quality |= {f"{k} hops": at_hops(k) for k in (NEAR + 1, 8, LAST)}
+    quality |= {f"{LAST} hops, {MOST_LOOPS} loops": at_hops(LAST, MOST_LOOPS)}
+    quality |= {"reach": over(reach, ".0f")}
+    stopping = {
+        "accuracy": over(lambda n: 100 * mean(n["halting"]["accuracy"])),
+        "mean loops": over(lambda n: mean(n["halting"]["loops"])),
+        f"more loops for {LAST} hops than for 0": over(
+            lambda n: n["halting"]["loops"][LAST] - n["halting"]["loops"][0]
+        ),
+        "best fixed loop count": over(lambda n: 100 * max(map(mean, n["accuracy"].values()))),
+    }
+    chain = {key: further(key) for key in ("14 hops", "14 hops, halting")}
+    rings = {f"ring, {T} hops": further(f"ring, {T} hops") for T in RING_HOPS}
+    resting = {f"{T} hops": further(f"ring, edges halt, {T} hops") for T in RING_HOPS}
+    motion = norms(".1f") | {"rho(A)": over(lambda n: n["rho"], ".2f")}
+    for title, L in (("gain, first loop", 0), (f"gain, after {MOST_LOOPS} loops", MOST_LOOPS)):
+        motion |= {title: over(lambda n, L=L: n["gain"][str(L)], ".2f")}
+
+    return [
+        Section(
+            "With a loop and without",
+            "Given: *every hop*, the answer after T hops for all T, and told T; *ends*, the ends "
+            "of chains only, T unknown.",
+            readme_summary(found),
+            "The loop is taught the answer after every hop, and stacks that are not told T see "
+            "ends only: those two differ in supervision as well.",
+            "Left: accuracy by hops, with and without a loop. Right: what each change costs.",
+        ),
+        Section("All variants: what they cost", MIXED, table(found, what | PARAMETERS)),
+        Section(
+            "All variants: how far they get",
+            MIXED,
+            table(found, quality),
+            "A free A, dense layers, GQA, a loop index and a LoRA per loop change little. Where e "
+            "enters only once, what never halts drifts. `fixed-loops` differs from the loop in "
+            "three things at once: depth, curriculum and supervision.",
+        ),
+        Section(
+            f"Halting below {Chains.halt_threshold}",
+            LOOPS_ONLY,
+            table(loops, stopping),
+            "No head was trained for it. What has halted cannot drift.",
+        ),
+        Section(
+            "Halting: controls",
+            LOOPS_ONLY,
+            table(loops, {key: halting(key) for key in HALTING_CONTROLS}),
+            "Fixed and random exits spend about as many loops: it matters which token stops, and "
+            "when.",
+        ),
+        Section(
+            "Further: 14 hops, and rings",
+            LOOPS_ONLY,
+            table(loops, chain | rings),
+            "Training knows no rings: there a walk never ends, and each hop needs a loop.",
+        ),
+        Section(
+            "Rings whose edges may halt",
+            LOOPS_ONLY,
+            table(loops, resting),
+            "The queries walk on. Resting edges keep them on the right way for longer.",
+        ),
+        Section(
+            "How the state moves",
+            LOOPS_ONLY,
+            table(loops, motion),
+            "rho(A) says little about the loop as a whole. The gain of its whole Jacobian may stay "
+            "above one while the norm is bounded: small disturbances can still grow.",
+        ),
+    ]
+
+
+def norms(form: str) -> dict[str, Column]:
+    return {
+        f"state norm, loop {L}": finished(lambda n, L=L: n["state_norm"][str(L)], form)
+        for L in NORM_LOOPS
+    }
+
+
+def finished(measure: Callable[[dict], float], form: str = ".1f") -> Column:
+    """Over the runs that did not diverge."""
+    return lambda name, runs: spread([measure(n) for n in runs if "diverged" not in n], form)
+
+
+def stability_sections(found: Runs) -> list[Section]:
+    columns: dict[str, Column] = {
+        "diverged": lambda name, runs: f"{sum('diverged' in n for n in runs)} of {len(runs)}"
+    }
+    for L in (Chains.train_loops, MOST_LOOPS):
+        title = f"{LAST} hops, {L} loops"
+        columns |= {title: finished(lambda n, L=L: 100 * accuracy_at(n, L)[LAST])}
+    columns |= norms(".3g") | {"rho(A)": finished(lambda n: n["rho"], ".2f")}
+    gain = finished(lambda n: n["gain"][str(MOST_LOOPS)], ".2f")
+    columns |= {f"gain, after {MOST_LOOPS} loops": gain}
+    return [
+        Section(
+            "Other learning rates",
+            f"{EVERY_HOP}; and all learning rates times the number in the name (`lr1`: the runs "
+            "above).",
+            table(found, columns),
+            "The bound on A is a guarantee; the toy gets by without it.",
+        )
+    ]
+
+
+def text_sections(found: Runs) -> list[Section]:
+    given = "Given to each arm: the next byte"
+    what: dict[str, Column] = {
+        "what differs": lambda name, runs: VARIANTS["text"][name].what,
+        "seeds": lambda name, runs: f"{len(runs)}",
+    }
+
+    def bits(L: int) -> Column:
+        def column(name: str, runs: list[dict]) -> str:
+            key = "0" if L == 1 and not has_loop(runs) else str(L)
+            kept = [n["bits_per_byte"][key] for n in runs if key in n["bits_per_byte"]]
+            return spread(kept, ".3f")
+
+        return column
+
+    depths = {"1 loop, or none": bits(1)} | {f"{L} loops": bits(L) for L in (2, 4, 8, 16, 32)}
+    rows, columns = [], (("bits_per_byte", ".3f"), ("loops", ".1f"))
+    columns += (("correlation with surprise", ".2f"),)
+    for name, runs in found.items():
+        for threshold in runs[0].get("halting", {}):
+            halting = [n["halting"][threshold] for n in runs]
+            cells = [spread([h[k] for h in halting if k in h], form) for k, form in columns]
+            rows.append([name, threshold, *cells])
+    return [
+        Section("Text: what the variants cost", f"{given}.", table(found, what | PARAMETERS)),
+        Section(
+            "Text: bits per byte",
+            f"{given}, and as many loops as `what differs` says.",
+            table(found, depths),
+            "Lower is better. Plain layers of the same size predict better here. But the looped "
+            "model uses fewer of its parameters per token, and all of them saw little data: this "
+            "settles nothing. A loop count drawn at random makes the curve flat; a fixed one makes "
+            "it a V.",
+            "Bits per byte by loops: random and fixed loop counts, and two models without a loop.",
+        ),
+        Section(
+            "Text: halting",
+            f"{given}; nothing was trained for halting.",
+            markdown(
+                ["variant", "halting below", "bits per byte", "mean loops", columns[-1][0]], rows
+            ),
+            "On every eighth test window. Surprise: the bits that the next byte costs at the most "
+            "loops. Halting does not spend more loops on surprising bytes.",
+        ),
+    ]
+
+
+SECTIONS = {"chains": chains_sections, "text": text_sections, "stability": stability_sections}
+
+
+def trainer_sections(results: Path) -> list[Section]:
+    """The runs of train_tiny.py and of experiments/text.py themselves."""
+    sections = []
+    runs = sorted(load_runs(results, "chains-*"), key=lambda n: n["attention"], reverse=True)
+    if runs:
+        head = ["attention", "seed", WORST, "8 hops", f"{LAST} hops", "halting: accuracy"]
+        rows = []
+        for n in runs:
+            at, halting = accuracy_at(n, Chains.train_loops), n["halting"]
+            halting = halting[str(Chains.halt_threshold)]
+            shares = [min(at[: NEAR + 1]), at[8], at[LAST], mean(halting["accuracy"])]
+            numbers = [f"{100 * share:.1f}" for share in shares]
+            numbers += [f"{mean(halting['loops']):.1f}", f"{n['seconds']:.0f}"]
+            rows.append([n["attention"].upper(), f"{n['seed']}", *numbers])
+        given = f"{EVERY_HOP}; no training answer is more than {NEAR} hops away."
+        made = f"After {Chains.train_loops} loops, or halting below {Chains.halt_threshold}."
+        made += " The time depends on what else the machine did."
+        rows = markdown([*head, "mean loops", "seconds"], rows)
+        sections.append(Section("python train_tiny.py", given, rows, made))
+    if runs := load_runs(results, "text-mla"):
+        head = ["seed", *(f"{L} loops" if L > 1 else "1 loop" for L in Text.test_loops)]
+        rows = []
+        for n in runs:
+            bits = [f"{n['bits_per_byte'][str(L)]:.3f}" for L in Text.test_loops]
+            (_, apart, _, _), verdict = n["checks"][1], "PASS" if n["passed"] else "FAIL"
+            rows.append([f"{n['seed']}", *bits, f"{apart:.3f}", verdict, f"{n['seconds']:.0f}"])
+        given = "Given: the next byte; a random number of loops in each step."
+        others = [f"{name} {bits:.3f}" for name, bits in runs[0]["compressors"].items()]
+        made = f"Bits per byte. Compressors on the same bytes: {'; '.join(others)}."
+        rows = markdown([*head, "most apart from 2 loops on", "verdict", "seconds"], rows)
+        sections.append(Section("python -m experiments.text", given, rows, made))
+    return sections
+
+
+# ------------------------------------------------------------------------------------------------
+# Pictures
+# ------------------------------------------------------------------------------------------------
+
+
+def by_seed(values: list[list[float]]) -> tuple[list[float], list[float], list[float]]:
+    """Mean, least and largest of the seeds, point by point."""
+    points = [*zip(*values, strict=True)]
+    return [*map(mean, points)], [*map(min, points)], [*map(max, points)]
+
+
+def draw_chains(found: Runs, path: Path) -> None:
+    """Left: accuracy by hops, with and without a loop. Right: what each change costs."""
+    from matplotlib import figure
+
+    picture = figure.Figure(figsize=(11, 5.2), layout="constrained")
+    left, right = picture.subplots(1, 2)
+    for name in (name for name in PICTURED if name in found):
+        hops = [k for k in range(Chains.longest) if was_asked(name, k)]
+        accuracy = [accuracy_at(n, Chains.train_loops) for n in found[name]]
+        middle, low, high = by_seed([[100 * at[k] for k in hops] for at in accuracy])
+        label = f"{VARIANTS['chains'][name].what} ({supervision(name)})"
+        (line,) = left.plot(hops, middle, PICTURED[name], label=label)
+        left.fill_between(hops, low, high, color=line.get_color(), alpha=0.2)
+    guess = 100 / (1 + len(Chains.decoys))
+    left.axhline(guess, color="grey", linewidth=1)
+    left.text(0, guess - 1, "guessing", va="top", color="grey")
+    left.axvline(NEAR + 0.5, color="black", linewidth=0.8, linestyle="--")
+    left.text(NEAR + 0.6, 4, "no answer in training\n(unless “to 10 hops”) →", fontsize="small")
+    left.set(xlabel="hops to the end of the chain", ylabel="accuracy (%)", ylim=(0, 102))
+    left.set_title("Looping against stacking")
+    handles = left.get_legend_handles_labels()
+    picture.legend(*handles, fontsize="small", loc="outside lower center", ncols=2, title="left:")
+
+    names = [name for name in found if has_loop(found[name])][::-1]
+    for row, name in enumerate(names):
+        for loops, mark in ((Chains.train_loops, "C0o"), (MOST_LOOPS, "C3x")):
+            points = [100 * accuracy_at(n, loops)[LAST] for n in found[name]]
+            label = f"after {loops} loops" if row == 0 else None
+            right.plot(points, [row] * len(points), mark, label=label, alpha=0.8)
+    right.set_yticks(range(len(names)), [VARIANTS["chains"][name].what for name in names])
+    right.set(xlabel=f"accuracy at {LAST} hops (%), one mark per seed", xlim=(-2, 102))
+    right.set_title("What each change costs")
+    if names:
+        right.legend(loc="lower left")
+    right.grid(axis="x", alpha=0.3)
+    picture.savefig(path, dpi=120, format="png")
+
+
+def draw_text(found: Runs, path: Path) -> None:
+    """Bits per byte by loops: random against fixed loop counts, and the models without a loop."""
+    from matplotlib import figure
+
+    picture = figure.Figure(figsize=(7, 4.4), layout="constrained")
+    axes = picture.subplots()
+    for i, (name, runs) in enumerate(found.items()):
+        what, colour = VARIANTS["text"][name].what, f"C{i}"
+        middle, low, high = by_seed([[*n["bits_per_byte"].values()] for n in runs])
+        if has_loop(runs):
+            loops = [int(L) for L in runs[0]["bits_per_byte"]]
+            axes.plot(loops, middle, "o-", color=colour, label=what)
+            axes.fill_between(loops, low, high, color=colour, alpha=0.2)
+        else:
+            axes.axhspan(*low, *high, color=colour, alpha=0.2)
+            axes.axhline(*middle, color=colour, linestyle="--", label=what)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
+    axes.set(xlabel="loops", ylabel="held-out bits per byte", title="Text: lower is better")
+    axes.legend()
+    picture.savefig(path, dpi=120, format="png")
+
+
+DRAW = {"chains": draw_chains, "text": draw_text}
+
+# ------------------------------------------------------------------------------------------------
+# Writing
+# ------------------------------------------------------------------------------------------------
+
+INTRODUCTION = f"""# Results
+
+Written by `python -m experiments.compare --report` from the JSON files in [results](results); a
+test compares. Accuracy in %, mean of the seeds, in brackets the smallest and the largest; after
+{Chains.train_loops} loops where nothing else is said. *reach*: the hop count up to which accuracy
+stays at 90% or more (the test ends at {LAST}). A dash: the model was never asked, or every run
+diverged. A stack is a transformer without a loop."""
+
+
+def results_page(results: Path) -> str:
+    """RESULTS.md."""
+    pages = [INTRODUCTION]
+    if trainer := trainer_sections(results):
+        pages += ["## The trainer's own runs", *(section.page("") for section in trainer)]
+    pages += ["## The comparison", MADE_WITH]
+    for kind in ("chains", "stability", "text"):
+        if found := load_results(kind, results):
+            pages += [section.page(kind) for section in SECTIONS[kind](found)]
+    return "\n\n".join(pages) + "\n"
+
+
+def with_summary(readme: str, summary: str) -> str:
+    """README's text with the summary between its two marks. ValueError: they are not there."""
+    before, rest = readme.split("<!-- summary -->", 1)
+    _, after = rest.split("<!-- /summary -->", 1)
+    return f"{before}<!-- summary -->\n{summary}\n<!-- /summary -->{after}"
+
+
+def write(results: Path) -> None:
+    """RESULTS.md and the pictures, beside the results; of the real ones also README's summary."""
+
+    def keep(path: Path, text: str) -> None:
+        write_atomically(path, lambda path: path.write_text(text, "utf-8"))
+        print(path.name)
+
+    keep(results.parent / "RESULTS.md", results_page(results))
+    if results == RESULTS:
+        readme = RESULTS.parent.parent / "README.md"
+        summary = readme_summary(load_results("chains", results))
+        keep(readme, with_summary(readme.read_text("utf-8"), summary))
+    for kind, draw in DRAW.items():
+        if found := load_results(kind, results):
+            picture = results.parent / f"compare-{kind}.png"
+            write_atomically(picture, lambda path, found=found, draw=draw: draw(found, path))
+            print(picture.name)

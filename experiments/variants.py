@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: MIT
+"""What is compared: the toy of train_tiny.py (and of text.py) with one thing or a few changed.
+
+A variant is a config's fields, a task and a model. All get the same data, batch size, seeds and,
+unless their name ends in "long", steps.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.text import Text
+from mythos import RecurrentDepthTransformer
+from train_tiny import Chains
+
+# ------------------------------------------------------------------------------------------------
+# Tasks and models
+# ------------------------------------------------------------------------------------------------
+
+
+class Ends(Chains):
+    """Chains for a model without loops, which is not told T: the answer is the chain's end.
+
+    The same curriculum, in hops instead of loops: at first only queries whose end is at most 1 hop
+    away are scored; each time those are mastered, a hop more, up to `farthest`.
+    """
+
+    farthest = 5
+
+    def draw_loops(self, generator: torch.Generator) -> int:
+        return self.train_loops  # the targets' T. The model runs none.
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        self.train_hops = self.frontier
+        return *super().batch(generator)[:2], 0
+
+    def learned(self, n_loops: int, loss: float) -> None:
+        if self.frontier < self.farthest and loss < 0.2:
+            self.frontier += 1
+
+
+class DeepEnds(Ends):
+    """Trained on all hop counts that the test asks for, so that nobody can say it was starved."""
+
+    farthest = 10
+
+
+class SlowEnds(Ends):
+    """A third of the learning rates, which were found for the loop: 14 layers may want less."""
+
+    lr_scale = 1 / 3
+
+
+class FastEnds(Ends):
+    """Or more."""
+
+    lr_scale = 2.0
+
+
+class LongEnds(Ends):
+    """Three times the steps: 14 layers may only be slower to learn."""
+
+    steps = 3 * Chains.steps
+
+
+class HopEmbedding(nn.Embedding):
+    """An embedding that adds to every token a learned vector for T: how far to go."""
+
+    def __init__(self, vocab_size: int, d_model: int, most_hops: int):
+        super().__init__(vocab_size, d_model)
+        self.hops = nn.Parameter(torch.zeros(most_hops + 1, d_model))
+        self.T = most_hops
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) + self.hops[self.T]
+
+
+class ToldHops(Chains):
+    """For a model without loops that is told T: the loop's own batches, targets and curriculum.
+
+    What the loop learns from f^T at every T, this model can learn, too.
+    """
+
+    def prepare(self, model: RecurrentDepthTransformer) -> None:
+        vocab_size, d_model = model.embed.weight.shape
+        self.embed = HopEmbedding(vocab_size, d_model, self.train_loops)
+        nn.init.normal_(self.embed.weight, std=0.02)  # as in init_weights
+        model.embed = self.embed
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        tokens, targets, self.embed.T = super().batch(generator)
+        return tokens, targets, 0
+
+    def learned(self, n_loops: int, loss: float) -> None:
+        super().learned(self.embed.T, loss)
+
+    def measure(self, *args) -> tuple[dict[int, list[float]], list[float]]:
+        """Asked to go all the way, or as far as the curriculum came: T beyond it means nothing."""
+        self.embed.T = self.frontier
+        return super().measure(*args)
+
+
+class DeepToldHops(ToldHops):
+    """Told T, and trained on all hop counts that the test asks for."""
+
+    train_hops = 10
+
+
+class LongDeepToldHops(DeepToldHops):
+    """The strongest opponent: told T, trained on all hop counts of the test, thrice the steps."""
+
+    steps = 3 * Chains.steps
+
+
+class Far(Chains):
+    """A test of 14 hops instead of 10: almost three times as far as any training answer."""
+
+    longest, decoys = 15, (2, 2, 1)
+
+
+class FixedLoops(Chains):
+    """Always the same number of loops: no curriculum, and the answer is always a chain's end."""
+
+    def draw_loops(self, generator: torch.Generator) -> int:
+        return self.train_loops
+
+
+class FlatText(Text):
+    """Text for a model without loops."""
+
+    def draw_loops(self, generator: torch.Generator) -> int:
+        return 0
+
+
+class FixedText(Text):
+    """Always the mean number of loops, gradient through all of them."""
+
+    def draw_loops(self, generator: torch.Generator) -> int:
+        return self.mean_loops
+
+
+class InputOnce(RecurrentDepthTransformer):
+    """e is seen by the first loop only; afterwards the state has to remember it."""
+
+    def step(self, h, e, rope, t, cache=None, active=None):
+        e = e if t == 0 else torch.zeros_like(e)
+        return super().step(h, e, rope, t, cache, active)
+
+
+class NoInjection(RecurrentDepthTransformer):
+    """B = 0: e enters through R(h, e) alone."""
+
+    def __init__(self, config=None, **overrides):
+        super().__init__(config, **overrides)
+        self.state_update.b.requires_grad_(False).zero_()
+
+
+class LoopIndexEmbedding(RecurrentDepthTransformer):
+    """OpenMythos tells the block which loop it is in: a sinusoid of t on D / 8 of the channels."""
+
+    def step(self, h, e, rope, t, cache=None, active=None):
+        width = self.config.d_model // 8
+        two_i = torch.arange(0, width, 2, device=e.device)
+        angles = t * 10_000.0 ** (-two_i / width)
+        index = F.pad(torch.cat([angles.sin(), angles.cos()]), (0, e.shape[-1] - width))
+        return super().step(h, e + index.to(e.dtype), rope, t, cache, active)
+
+
+class LoopLoRA(RecurrentDepthTransformer):
+    """OpenMythos gives each loop a low-rank change of its own: R + (R·down ⊙ scale_t)·up.
+
+    Loops beyond those trained use the last scale.
+    """
+
+    def __init__(self, config=None, rank: int = 8, **overrides):
+        super().__init__(config, **overrides)
+        D, loops = self.config.d_model, self.config.max_loop_iters
+        self.lora_down = nn.Parameter(torch.randn(rank, D) / D**0.5)
+        self.lora_scale = nn.Parameter(torch.ones(loops, rank))
+        self.lora_up = nn.Parameter(torch.zeros(D, rank))
+
+    def step(self, h, e, rope, t, cache=None, active=None):
+        slot = 0 if cache is None else cache.loop_slot(t)
+        r = self.run_blocks(self.recurrent, self.loop_norm(h + e), rope, cache, slot, active)
+        scale = self.lora_scale[min(t, len(self.lora_scale) - 1)]
+        change = F.linear(F.linear(r, self.lora_down) * scale, self.lora_up)
+        return self.state_update(h, e, r + change)
+
+
+# ------------------------------------------------------------------------------------------------
+# The variants
+# ------------------------------------------------------------------------------------------------
+
+
+class Variant(NamedTuple):
+    what: str
+    config: dict = {}
+    task: type = Chains
+    model: type = RecurrentDepthTransformer
+
+
+def supervision(name: str) -> str:
+    """What a variant of the chains is taught: the answer after T hops, for all T, with T given (as
+    the number of loops, or as a vector), or the ends of chains alone, with T unknown or fixed."""
+    task = VARIANTS["chains"][name].task
+    return "ends" if issubclass(task, Ends | FixedLoops) else "every hop"
+
+
+def was_asked(name: str, hops: int) -> bool:
+    """Whether a result at so many hops means something.
+
+    A stack that is told T learns a vector for each T. Trained to 5 hops only, it has never seen a
+    T whose answer is further away.
+    """
+    task = VARIANTS["chains"][name].task
+    return not issubclass(task, ToldHops) or hops <= task.train_hops
+
+
+# Dense layers without a loop. d_ff is chosen so that 3 of them have as many parameters as the model
+# with the loop, and 14 as many FLOPs as its 12 loops (a test compares).
+SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=3, d_ff=448)
+SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=14, d_ff=222)
+TEXT_SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=4, d_ff=436)
+TEXT_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=6, d_ff=384)
+
+VARIANTS = {
+    "chains": {
+        "loop": Variant("the loop of train_tiny.py"),
+        "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, Ends),
+        "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, Ends),
+        "flat-params-deep": Variant("3 layers, curriculum up to 10 hops", SAME_PARAMS, DeepEnds),
+        "flat-flops-deep": Variant("14 layers, curriculum up to 10 hops", SAME_FLOPS, DeepEnds),
+        "flat-flops-slow": Variant("14 layers, a third of the learning rate", SAME_FLOPS, SlowEnds),
+        "flat-flops-fast": Variant("14 layers, twice the learning rate", SAME_FLOPS, FastEnds),
+        "flat-params-told": Variant("3 layers, told how many hops", SAME_PARAMS, ToldHops),
+        "flat-flops-told": Variant("14 layers, told how many hops", SAME_FLOPS, ToldHops),
+        "flat-flops-told-deep": Variant(
+            "14 layers, told, trained to 10 hops", SAME_FLOPS, DeepToldHops
+        ),
+        "flat-flops-long": Variant("14 layers, three times the steps", SAME_FLOPS, LongEnds),
+        "flat-flops-told-deep-long": Variant(
+            "14 layers, told, to 10 hops, three times the steps", SAME_FLOPS, LongDeepToldHops
+        ),
+        "fixed-loops": Variant("always 12 loops: no curriculum, ends only", {}, FixedLoops),
+        "no-injection": Variant("B = 0", model=NoInjection),
+        "input-once": Variant("e in the first loop only", model=InputOnce),
+        "free-a": Variant("A unconstrained", dict(spectral_radius_target=None)),
+        "dense": Variant("dense feed-forward, no experts", dict(num_experts=0)),
+        "gqa": Variant("GQA instead of MLA", dict(attention_type="gqa")),
+        "no-prelude": Variant("no prelude", dict(prelude_layers=0)),
+        "loop-index": Variant("with a loop-index embedding", model=LoopIndexEmbedding),
+        "loop-lora": Variant("with a LoRA per loop", model=LoopLoRA),
+    },
+    "text": {
+        "loop": Variant("random loop counts: the loop of train_tiny.py", task=Text),
+        "flat-params": Variant("same parameters, no loop", TEXT_SAME_PARAMS, FlatText),
+        "flat-flops": Variant("same FLOPs as 4 loops, no loop", TEXT_SAME_FLOPS, FlatText),
+        "fixed-loops": Variant("always 4 loops in training", task=FixedText),
+    },
+}
+# At the toy's own learning rate (lr1) they are those of the chains and not trained again.
+LR_SCALES = ("0.33", "2", "4")
+UNSTABLE = ("loop", "free-a", "no-injection")
+VARIANTS["stability"] = {
+    f"{name}-lr{scale}": VARIANTS["chains"][name] for name in UNSTABLE for scale in LR_SCALES
+}
+
+
+# ------------------------------------------------------------------------------------------------
+# What is measured of a trained variant
+# ------------------------------------------------------------------------------------------------
+
+MOST_LOOPS = 32
+RING_HOPS = (8, 16, 32, 64)
+NORM_LOOPS = (1, 16, 256)  # where the tables show the norm of the state
+TEXT_LOOPS = [1, 2, 3, 4, 6, 8, 12, 16, 24, MOST_LOOPS]
+
+# What is measured of each model that has a loop.
+MOST_LOOPS = 32
+RING_HOPS = (8, 16, 32, 64)
+NORM_LOOPS = (1, 16, 256)  # where the tables show the norm of the state
+TEXT_LOOPS = [1, 2, 3, 4, 6, 8, 12, 16, 24, MOST_LOOPS]
