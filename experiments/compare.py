@@ -4,7 +4,7 @@
     python -m experiments.compare                    chains: pointer chasing
     python -m experiments.compare --task text        the bytes of Python's own library
     python -m experiments.compare --task stability   chains again, at other learning rates
-    python -m experiments.compare --report           no training, only tables and pictures
+    python -m experiments.compare --report           no training: RESULTS.md and pictures
 
 variants.py says what is trained, report.py writes RESULTS.md. Each trained variant leaves one JSON
 in experiments/results, and one that has its JSON is not trained again; an interrupted one goes on
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments import report, variants
-from experiments.command import write_atomically
+from experiments.command import describe_machine, write_atomically
 from experiments.report import RESULTS
 from experiments.text import Text
 from mythos import (
@@ -54,9 +54,9 @@ def measure_chains(model: RecurrentDepthTransformer, task: Chains) -> dict:
 
     # Random exit: as many queries leave after L loops as with halting, but not those that are done.
     tokens, _, distance = task.test_set()
-    exits = torch.cat(
-        [logits_per_loop(model, t, [most], Chains.halt_threshold)[1] for t in tokens.split(125)]
-    )[:, task.n_nodes :][distance >= 0]
+    parts = tokens.split(125)
+    exits = [logits_per_loop(model, part, [most], Chains.halt_threshold)[1] for part in parts]
+    exits = torch.cat(exits)[:, task.n_nodes :][distance >= 0]
     share = (exits.bincount(minlength=most + 1) / len(exits)).tolist()
 
     def some_halt(edges: float, queries: float) -> float:
@@ -69,8 +69,7 @@ def measure_chains(model: RecurrentDepthTransformer, task: Chains) -> dict:
         "accuracy": halted[most],
         "loops": used,
         "random exit": sum(share[L] * mean(accuracy[L]) for L in loops),
-        # rounded up, which favours it
-        "fixed at the mean": mean(accuracy[math.ceil(mean(used))]),
+        "fixed at the mean": mean(accuracy[math.ceil(mean(used))]),  # rounding up favours it
         "only edges halt": some_halt(Chains.halt_threshold, 0.0),
         "only queries halt": some_halt(0.0, Chains.halt_threshold),
         "none halts": mean(accuracy[most]),
@@ -84,15 +83,11 @@ def measure_further(model: RecurrentDepthTransformer) -> dict:
 
     Training knows no rings: a walk never stands still here, and T hops need exactly T loops.
     """
-    far = variants.Far()
-    most = variants.MOST_LOOPS
+    far, most = variants.Far(), variants.MOST_LOOPS
     fixed, _ = far.measure(model, [far.longest + 1])
     halting, _ = far.measure(model, [most], Chains.halt_threshold)
     tokens, answers = ring_set()
-    numbers = {
-        "14 hops": fixed[far.longest + 1][-1],
-        "14 hops, halting": halting[most][-1],
-    }
+    numbers = {"14 hops": fixed[far.longest + 1][-1], "14 hops, halting": halting[most][-1]}
     n = far.n_nodes
     only_edges = torch.tensor([Chains.halt_threshold] * n + [0.0] * n)
     for what, threshold in (("ring", None), ("ring, edges halt", only_edges)):
@@ -175,9 +170,7 @@ def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loo
     return 3.0 * tokens.numel() * (steps * once + total_loops * loop)
 
 
-def run(
-    kind: str, name: str, seed: int, results: Path, runs: Path, steps: int | None = None
-) -> None:
+def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int | None = None):
     """Train and measure one variant with one seed, unless its JSON is there.
 
     steps: None are those of the variant's task.
@@ -185,8 +178,8 @@ def run(
     path = results / kind / f"{name}-seed{seed}.json"
     if path.exists():
         return
-    print(f"\n{kind} {name}, seed {seed}: {variants.VARIANTS[kind][name].what}", flush=True)
     variant, checkpoint = variants.VARIANTS[kind][name], runs / kind / f"{name}-seed{seed}.pt"
+    print(f"\n{kind} {name}, seed {seed}: {variant.what}", flush=True)
     torch.manual_seed(seed)
     task = variant.task()
     steps = steps or task.steps
@@ -196,17 +189,16 @@ def run(
     task.prepare(model)
     started = time.perf_counter()
     numbers = {"task": kind, "variant": name, "seed": seed, "steps": steps}
-    numbers |= {"parameters": num_params(model), "torch": torch.__version__}
+    numbers |= {"parameters": num_params(model)}
     try:
-        train(
-            model, task, steps=steps, seed=seed, checkpoint=checkpoint, resume=checkpoint.exists()
-        )  # fmt: skip
+        how = dict(steps=steps, seed=seed, checkpoint=checkpoint)
+        train(model, task, **how, resume=checkpoint.exists())
     except FloatingPointError as error:
         if kind != "stability":
             raise
         numbers["diverged"] = str(error)  # the result that this task looks for
     seconds = time.perf_counter() - started
-    numbers |= {"train_seconds": seconds, "threads": torch.get_num_threads()}
+    numbers |= {"train_seconds": seconds, **describe_machine(torch.device("cpu"))}
     if "diverged" not in numbers:
         saved = load_checkpoint(checkpoint)
         task.frontier = saved["frontier"]
@@ -218,6 +210,11 @@ def run(
     print(f"measured in {time.perf_counter() - started - seconds:.0f} s: {path.name}", flush=True)
 
 
+# ------------------------------------------------------------------------------------------------
+# The command line
+# ------------------------------------------------------------------------------------------------
+
+
 def main(arguments: list[str] | None = None) -> int:
     known = variants.VARIANTS
     parser = argparse.ArgumentParser(description="Train and compare variants of Mythos.")
@@ -225,14 +222,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="train these (default: all)")
     parser.add_argument("--quick", action="store_true", help="2 steps each: does everything run?")
-    parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--report", action="store_true", help="train nothing, write RESULTS.md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="checkpoints")
     args = parser.parse_args(arguments)
+    results = args.results.resolve()
     try:
         for name in args.only or []:
             expect(name in known[args.task], "--only", name, f"one of {[*known[args.task]]}")
-        ok = not args.quick or args.results != RESULTS
+        ok = not args.quick or results != RESULTS
         expect(ok, "--quick", "no --results", "another folder than the one of the real results")
     except ValueError as error:
         parser.error(str(error))
@@ -240,8 +238,8 @@ def main(arguments: list[str] | None = None) -> int:
         steps = 2 if args.quick else None
         for seed in args.seeds:
             for name in args.only or known[args.task]:
-                run(args.task, name, seed, args.results, args.runs, steps)
-    for path in report.write(args.results):
+                run(args.task, name, seed, results, args.runs, steps)
+    for path in report.write(results):
         print(path)
     return 0
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The results as tables and pictures, from the JSON files alone: RESULTS.md, README's summary.
+"""RESULTS.md, README's summary and the pictures, from the JSON files alone.
 
-python -m experiments.compare --report
+`python -m experiments.compare --report` writes them. Nothing in RESULTS.md is written by hand.
 """
 
 import json
@@ -9,17 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments import variants
 from experiments.command import write_atomically
 from experiments.text import Text
-from experiments.variants import (
-    MOST_LOOPS,
-    NORM_LOOPS,
-    RING_HOPS,
-    UNSTABLE,
-    VARIANTS,
-    supervision,
-    was_asked,
-)
+from experiments.variants import UNSTABLE, VARIANTS, ToldHops, supervision
 from train_tiny import Chains, mean
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -68,6 +61,12 @@ def has_loop(runs: list[dict]) -> bool:
     return "rho" in runs[0]
 
 
+def was_asked(name: str, runs: list[dict], hops: int) -> bool:
+    """The test asks a model that is told T for no more hops than its curriculum came to."""
+    told = issubclass(VARIANTS["chains"][name].task, ToldHops)
+    return not told or hops <= min(n["frontier"] for n in runs)
+
+
 # ------------------------------------------------------------------------------------------------
 # Tables
 # ------------------------------------------------------------------------------------------------
@@ -80,10 +79,10 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def table(found: Runs, columns: dict[str, Column], first: str = "variant") -> str:
+def table(found: Runs, columns: dict[str, Column]) -> str:
     """A row for each variant."""
     rows = [[name, *(column(name, found[name]) for column in columns.values())] for name in found]
-    return markdown([first, *columns], rows)
+    return markdown(["variant", *columns], rows)
 
 
 def spread(values: list[float], form: str = ".1f") -> str:
@@ -102,7 +101,7 @@ def at_hops(hops: int, loops: int = Chains.train_loops) -> Column:
     """Accuracy in %; a dash where a model was never asked."""
 
     def column(name: str, runs: list[dict]) -> str:
-        asked = was_asked(name, hops) and (has_loop(runs) or loops == Chains.train_loops)
+        asked = was_asked(name, runs, hops) and (has_loop(runs) or loops == Chains.train_loops)
         return spread([100 * accuracy_at(n, loops)[hops] for n in runs if asked])
 
     return column
@@ -168,6 +167,7 @@ LOOPS_ONLY = f"{EVERY_HOP}; only to `fixed-loops` the ends of chains."
 
 def chains_sections(found: Runs) -> list[Section]:
     loops = {name: runs for name, runs in found.items() if has_loop(runs)}
+    most = variants.MOST_LOOPS
 
     def halting(key: str) -> Column:
         return over(lambda n: 100 * n["halting"][key])
@@ -182,7 +182,7 @@ def chains_sections(found: Runs) -> list[Section]:
     }
     quality = {WORST: over(lambda n: 100 * min(accuracy_at(n, Chains.train_loops)[: NEAR + 1]))}
     quality |= {f"{k} hops": at_hops(k) for k in (NEAR + 1, 8, LAST)}
-    quality |= {f"{LAST} hops, {MOST_LOOPS} loops": at_hops(LAST, MOST_LOOPS)}
+    quality |= {f"{LAST} hops, {variants.MOST_LOOPS} loops": at_hops(LAST, variants.MOST_LOOPS)}
     quality |= {"reach": over(reach, ".0f")}
     stopping = {
         "accuracy": over(lambda n: 100 * mean(n["halting"]["accuracy"])),
@@ -193,11 +193,11 @@ def chains_sections(found: Runs) -> list[Section]:
         "best fixed loop count": over(lambda n: 100 * max(map(mean, n["accuracy"].values()))),
     }
     chain = {key: further(key) for key in ("14 hops", "14 hops, halting")}
-    rings = {f"ring, {T} hops": further(f"ring, {T} hops") for T in RING_HOPS}
-    resting = {f"{T} hops": further(f"ring, edges halt, {T} hops") for T in RING_HOPS}
+    rings = {f"ring, {T} hops": further(f"ring, {T} hops") for T in variants.RING_HOPS}
+    resting = {f"{T} hops": further(f"ring, edges halt, {T} hops") for T in variants.RING_HOPS}
     motion = norms(".1f") | {"rho(A)": over(lambda n: n["rho"], ".2f")}
-    for title, L in (("gain, first loop", 0), (f"gain, after {MOST_LOOPS} loops", MOST_LOOPS)):
-        motion |= {title: over(lambda n, L=L: n["gain"][str(L)], ".2f")}
+    for title, L in (("first loop", 0), (f"after {most} loops", most)):
+        motion |= {f"gain, {title}": over(lambda n, L=L: n["gain"][str(L)], ".2f")}
 
     return [
         Section(
@@ -256,7 +256,7 @@ def chains_sections(found: Runs) -> list[Section]:
 def norms(form: str) -> dict[str, Column]:
     return {
         f"state norm, loop {L}": finished(lambda n, L=L: n["state_norm"][str(L)], form)
-        for L in NORM_LOOPS
+        for L in variants.NORM_LOOPS
     }
 
 
@@ -269,12 +269,12 @@ def stability_sections(found: Runs) -> list[Section]:
     columns: dict[str, Column] = {
         "diverged": lambda name, runs: f"{sum('diverged' in n for n in runs)} of {len(runs)}"
     }
-    for L in (Chains.train_loops, MOST_LOOPS):
+    for L in (Chains.train_loops, variants.MOST_LOOPS):
         title = f"{LAST} hops, {L} loops"
         columns |= {title: finished(lambda n, L=L: 100 * accuracy_at(n, L)[LAST])}
     columns |= norms(".3g") | {"rho(A)": finished(lambda n: n["rho"], ".2f")}
-    gain = finished(lambda n: n["gain"][str(MOST_LOOPS)], ".2f")
-    columns |= {f"gain, after {MOST_LOOPS} loops": gain}
+    gain = finished(lambda n: n["gain"][str(variants.MOST_LOOPS)], ".2f")
+    columns |= {f"gain, after {variants.MOST_LOOPS} loops": gain}
     return [
         Section(
             "Other learning rates",
@@ -388,7 +388,7 @@ def draw_chains(found: Runs, path: Path) -> None:
     picture = figure.Figure(figsize=(11, 5.2), layout="constrained")
     left, right = picture.subplots(1, 2)
     for name in (name for name in PICTURED if name in found):
-        hops = [k for k in range(Chains.longest) if was_asked(name, k)]
+        hops = [k for k in range(Chains.longest) if was_asked(name, found[name], k)]
         accuracy = [accuracy_at(n, Chains.train_loops) for n in found[name]]
         middle, low, high = by_seed([[100 * at[k] for k in hops] for at in accuracy])
         label = f"{VARIANTS['chains'][name].what} ({supervision(name)})"
@@ -406,7 +406,7 @@ def draw_chains(found: Runs, path: Path) -> None:
 
     names = [name for name in found if has_loop(found[name])][::-1]
     for row, name in enumerate(names):
-        for loops, mark in ((Chains.train_loops, "C0o"), (MOST_LOOPS, "C3x")):
+        for loops, mark in ((Chains.train_loops, "C0o"), (variants.MOST_LOOPS, "C3x")):
             points = [100 * accuracy_at(n, loops)[LAST] for n in found[name]]
             label = f"after {loops} loops" if row == 0 else None
             right.plot(points, [row] * len(points), mark, label=label, alpha=0.8)
@@ -457,7 +457,7 @@ stays at 90% or more (the test ends at {LAST}). A dash: the model was never aske
 diverged. A stack is a transformer without a loop."""
 
 
-def results_page(results: Path) -> str:
+def results_text(results: Path) -> str:
     """RESULTS.md."""
     pages = [INTRODUCTION]
     if trainer := trainer_sections(results):
@@ -469,27 +469,28 @@ def results_page(results: Path) -> str:
     return "\n\n".join(pages) + "\n"
 
 
-def with_summary(readme: str, summary: str) -> str:
-    """README's text with the summary between its two marks. ValueError: they are not there."""
+def with_summary(readme: str, results: Path) -> str:
+    """README's text with the summary between its two marks. Raises ValueError if they are gone."""
     before, rest = readme.split("<!-- summary -->", 1)
     _, after = rest.split("<!-- /summary -->", 1)
+    summary = readme_summary(load_results("chains", results))
     return f"{before}<!-- summary -->\n{summary}\n<!-- /summary -->{after}"
 
 
-def write(results: Path) -> None:
-    """RESULTS.md and the pictures, beside the results; of the real ones also README's summary."""
+def write(results: Path) -> list[Path]:
+    """RESULTS.md and the pictures, beside the results; of the real ones also README's summary.
 
-    def keep(path: Path, text: str) -> None:
-        write_atomically(path, lambda path: path.write_text(text, "utf-8"))
-        print(path.name)
-
-    keep(results.parent / "RESULTS.md", results_page(results))
+    Returns what was written.
+    """
+    texts = {results.parent / "RESULTS.md": results_text(results)}
     if results == RESULTS:
         readme = RESULTS.parent.parent / "README.md"
-        summary = readme_summary(load_results("chains", results))
-        keep(readme, with_summary(readme.read_text("utf-8"), summary))
+        texts[readme] = with_summary(readme.read_text("utf-8"), results)
+    for path, text in texts.items():
+        write_atomically(path, lambda path, text=text: path.write_text(text, "utf-8"))
+    pictures = []
     for kind, draw in DRAW.items():
         if found := load_results(kind, results):
-            picture = results.parent / f"compare-{kind}.png"
-            write_atomically(picture, lambda path, found=found, draw=draw: draw(found, path))
-            print(picture.name)
+            pictures.append(results.parent / f"compare-{kind}.png")
+            write_atomically(pictures[-1], lambda path, f=found, draw=draw: draw(f, path))
+    return [*texts, *pictures]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import mythos
-from experiments.compare import RESULTS, accuracy_at, load_results, spread
+from experiments.report import RESULTS, accuracy_at, load_results, spread
 from train_tiny import mean
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -208,16 +208,6 @@ def supervision(name: str) -> str:
     return "ends" if issubclass(task, Ends | FixedLoops) else "every hop"
 
 
-def was_asked(name: str, hops: int) -> bool:
-    """Whether a result at so many hops means something.
-
-    A stack that is told T learns a vector for each T. Trained to 5 hops only, it has never seen a
-    T whose answer is further away.
-    """
-    task = VARIANTS["chains"][name].task
-    return not issubclass(task, ToldHops) or hops <= task.train_hops
-
-
 # Dense layers without a loop. d_ff is chosen so that 3 of them have as many parameters as the model
 # with the loop, and 14 as many FLOPs as its 12 loops (a test compares).
 SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=3, d_ff=448)
@@ -254,7 +244,7 @@ VARIANTS = {
         "loop-lora": Variant("with a LoRA per loop", model=LoopLoRA),
     },
     "text": {
-        "loop": Variant("random loop counts: the loop of train_tiny.py", task=Text),
+        "loop": Variant("random loop counts: the loop of text.py", task=Text),
         "flat-params": Variant("same parameters, no loop", TEXT_SAME_PARAMS, FlatText),
         "flat-flops": Variant("same FLOPs as 4 loops, no loop", TEXT_SAME_FLOPS, FlatText),
         "fixed-loops": Variant("always 4 loops in training", task=FixedText),
@@ -269,15 +259,9 @@ VARIANTS["stability"] = {
 
 
 # ------------------------------------------------------------------------------------------------
-# What is measured of a trained variant
+# What is measured of those that have a loop
 # ------------------------------------------------------------------------------------------------
 
-MOST_LOOPS = 32
-RING_HOPS = (8, 16, 32, 64)
-NORM_LOOPS = (1, 16, 256)  # where the tables show the norm of the state
-TEXT_LOOPS = [1, 2, 3, 4, 6, 8, 12, 16, 24, MOST_LOOPS]
-
-# What is measured of each model that has a loop.
 MOST_LOOPS = 32
 RING_HOPS = (8, 16, 32, 64)
 NORM_LOOPS = (1, 16, 256)  # where the tables show the norm of the state
