@@ -562,17 +562,17 @@ class RecurrentDepthTransformer(nn.Module):
         A, B                      a = 0: A starts just below target / 2 (free: 0.475); b = 0.5
         router bias, load         0
 
-        Raises ValueError for a parameter of any other module, or a bias: whoever adds one overrides
-        this method. (The constructor's call comes before a subclass can add anything.)
+        A module of yours that has parameters needs a method reset_parameters, as PyTorch's have:
+        ValueError if it is missing. The model has none: put a parameter into a module of its own.
         """
         for name, module in self.named_modules():
             if type(module) is nn.Linear and module.bias is None:
                 module.weight.normal_(std=0.8 / module.in_features**0.5)
-            elif type(module) in (nn.RMSNorm, StateUpdate, MixtureOfExperts):
-                module.reset_parameters()
-            elif module is not self.embed:
+            elif isinstance(module, nn.Linear) or not hasattr(module, "reset_parameters"):
                 own = [key for key, _ in module.named_parameters(name, recurse=False)]
-                expect(not own, "init_weights", own, "only parameters with a rule; override it")
+                expect(not own, "init_weights", own, "parameters of modules with reset_parameters")
+            else:
+                module.reset_parameters()
         self.embed.weight.normal_(std=0.02)
         self.head.weight.normal_(std=0.02)
 
@@ -782,8 +782,7 @@ def diagnostics(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: in
             at_exit.callback(moe.register_forward_pre_hook(count).remove)
         e, rope = model.run_prelude(tokens, cache)
         _, used = model.run_loop(e, rope, n_loops, None, halt_threshold, cache, states)
-        # Each run of the coda overwrites its rows in this cache, which is thrown away.
-        logits = torch.stack([model.run_coda(h, rope, cache) for h in states])
+        logits = torch.stack([model.run_coda(h, rope) for h in states])
     h = torch.stack([model.initial_state(e), *states])  # (L + 1, N, T, D)
     change, norm = relative_change(h[1:], h[:-1]), h[1:].float().norm(dim=-1)
     load = torch.cat([used.new_empty(0), *loads])  # without experts there are no loads

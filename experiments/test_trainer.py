@@ -9,6 +9,7 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import train_tiny
-from mythos import RecurrentDepthTransformer, get_model_config
+from mythos import RecurrentDepthTransformer, get_model_config, num_params
 
 torch.set_num_threads(1)
 
@@ -226,6 +227,15 @@ def test_muon_makes_every_direction_learn_at_one_pace():
     G = torch.diag(torch.logspace(-2, 1, 16)) @ torch.linalg.qr(torch.randn(16, 16))[0]
     s = torch.linalg.svdvals(train_tiny.Muon.orthogonal(torch.stack([G, 1e-3 * G])))
     assert 0.6 < s[:, :-5].min() and s.max() < 1.3
+
+
+def test_the_toy_is_what_readme_says():
+    """Another number of steps, or of parameters, than the results were made with."""
+    readme = (Path(train_tiny.__file__).parent / "README.md").read_text("utf-8")
+    parser = train_tiny.command.make_parser("", train_tiny.Chains.steps)
+    assert f"(default {parser.parse_args([]).steps})" in readme and train_tiny.Chains.steps == 600
+    model = RecurrentDepthTransformer(train_tiny.Chains().config("mla"))
+    assert f"{num_params(model):,} parameters" in readme
 
 
 def test_schedule_warms_up_and_decays():
