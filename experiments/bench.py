@@ -4,13 +4,13 @@
     python -m experiments.bench                                          2 minutes on 2 cores
     python -m experiments.bench --checkpoint runs/chains-mla-seed0.pt    and halting, on that toy
     python -m experiments.bench --compile                                and torch.compile: minutes
-    python -m experiments.bench --report                                 measure nothing, write
+    python -m experiments.bench --report                                 SPEED.md from the JSON
 
 Beside it, in the same run, two other packages if they are installed (neither is needed):
     pip install --no-deps open-mythos==0.5.0       pip install transformers
 Whatever is compared takes turns, round by round, and the ratio of the medians is shown: on a busy
-machine a ratio means more than a rate. The rows go to the screen, to a JSON file (--results, after
-each part: an interrupted run loses nothing) and, as tables, to SPEED.md beside its folder.
+machine a ratio means more than a rate. Each row goes to the screen and at once to a JSON file: an
+interrupted run loses nothing. SPEED.md has them as tables; with --results it lies beside that JSON.
 """
 
 import argparse
@@ -19,8 +19,9 @@ import json
 import os
 import statistics
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,21 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import mythos
 from experiments.command import describe_machine, find_device, write_atomically
-from mythos import (
-    MixtureOfExperts,
-    MultiHeadLatentAttention,
-    MythosConfig,
-    RecurrentDepthTransformer,
-    derive_widths,
-    expect,
-    flops_per_token,
-    get_model_config,
-    kv_bytes_per_token,
-)
+from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer, expect
 from train_tiny import Chains, load_model
 
-RESULTS = Path(__file__).parent / "results" / "bench.json"
+HERE = Path(__file__).resolve().parent
+RESULTS, SPEED = HERE / "results" / "bench.json", HERE / "SPEED.md"
 
 # The shapes at which OpenMythos was measured: 1 + 1×8 + 1 layers, 8 × 256 tokens.
 SHAPE = MythosConfig(
@@ -107,9 +100,8 @@ def products(device: torch.device, config: MythosConfig) -> tuple[Callable[[], o
 
 
 def random(device: torch.device, *shape: int) -> Tensor:
-    return torch.randn(shape, device=device).to(
-        torch.bfloat16 if device.type == "cuda" else torch.float32
-    )
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.randn(shape, device=device).to(dtype)
 
 
 def train_step(model: torch.nn.Module, tokens: Tensor, loss: Callable) -> None:
@@ -186,13 +178,12 @@ def bytes_kept(model: RecurrentDepthTransformer, tokens: Tensor, grad_loops: int
 
 def open_mythos(config: MythosConfig, device: torch.device):
     """OpenMythos 0.5.0 at our shapes, or None. Its early exit is off: all loops run, as in ours."""
-    if importlib.util.find_spec("open_mythos") is None:
+    if None in map(importlib.util.find_spec, ("open_mythos", "transformers")):  # it needs both
         return None
-    from open_mythos.main import MythosConfig as TheirConfig
-    from open_mythos.main import OpenMythos
+    package = importlib.import_module("open_mythos.main")
 
-    c, w = config, derive_widths(config)
-    theirs = TheirConfig(
+    c, w = config, mythos.derive_widths(config)
+    theirs = package.MythosConfig(
         vocab_size=c.vocab_size, dim=c.d_model, n_heads=c.n_heads, max_seq_len=c.max_seq_len,
         max_loop_iters=c.max_loop_iters, prelude_layers=1, coda_layers=1, kv_lora_rank=64,
         q_lora_rank=c.q_lora_rank, qk_rope_head_dim=w.rope_dim, qk_nope_head_dim=w.head_dim,
@@ -200,14 +191,13 @@ def open_mythos(config: MythosConfig, device: torch.device):
         n_experts_per_tok=c.num_experts_per_token, expert_dim=w.d_expert, dropout=0.0,
         act_threshold=1e9,
     )  # fmt: skip
-    return OpenMythos(theirs).to(device)
+    return package.OpenMythos(theirs).to(device)
 
 
 def their_decoder(model, context: int, vocab_size: int) -> Callable[[], None]:
     """`decoder` for OpenMythos, whose cache is a dict that grows."""
-    prompt = torch.randint(
-        vocab_size, (DECODE_BATCH, context), device=next(model.parameters()).device
-    )
+    device = next(model.parameters()).device
+    prompt = torch.randint(vocab_size, (DECODE_BATCH, context), device=device)
     full: dict = {}
     model(prompt, kv_cache=full)
 
@@ -243,28 +233,26 @@ def llama(flops: int, c: MythosConfig, device: torch.device):
 
 
 # ------------------------------------------------------------------------------------------------
-# The table: each function yields rows (what, value)
+# The rows, (what, value), that each part yields; and the report
 # ------------------------------------------------------------------------------------------------
 
-Rows = list[tuple[str, str]]
+Rows = Iterator[tuple[str, str]]
 
 
 def training(device: torch.device) -> Rows:
     """Tokens/s, FLOP/s and share of the limit; beside the other packages where installed."""
     a, b = random(device, 2, PRODUCT, PRODUCT)
     (took,) = seconds(lambda: a @ b)
-    rows = [(f"a matrix product of {PRODUCT}³", rate(2 * PRODUCT**3 / took))]
+    yield f"a matrix product of {PRODUCT}³", rate(2 * PRODUCT**3 / took)
     tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
     for options in ({}, MANY_EXPERTS, PLAIN):
         config, others = replace(SHAPE, **options), {}
         model = RecurrentDepthTransformer(config).to(device).train()
-        flops = flops_per_token(model, context=LENGTH // 2)
-        name = f"{config.num_experts} experts"
+        flops = mythos.flops_per_token(model, context=LENGTH // 2)
+        name = f"{config.num_experts} experts" if config.num_experts else "no experts, no MLA"
         if options is not MANY_EXPERTS:
             others["a Llama of equal FLOPs (transformers)"] = llama(flops, config, device)
-        if options is PLAIN:
-            name = "no experts, no MLA"
-        else:
+        if options is not PLAIN:
             others["OpenMythos 0.5.0"] = open_mythos(config, device)
         others = {who: other.train() for who, other in others.items() if other is not None}
         bare, bare_flops = products(device, config)
@@ -272,12 +260,11 @@ def training(device: torch.device) -> Rows:
         calls += [partial(train_step, other, tokens, their_loss) for other in others.values()]
         took, ours, *theirs = seconds(*calls)
         limit, speed = bare_flops / took, 3 * flops * tokens.numel() / ours
-        rows.append((f"bare matrix products at the block's shapes, {name}", rate(limit)))
-        rows.append((f"training, {name}", f"{tokens.numel() / ours:,.0f} tokens/s"))
-        rows.append(("  its FLOPs", f"{rate(speed)}, {speed / limit:.0%} of the products' rate"))
+        yield f"bare matrix products at the block's shapes, {name}", rate(limit)
+        yield f"training, {name}", f"{tokens.numel() / ours:,.0f} tokens/s"
+        yield "  its FLOPs", f"{rate(speed)}, {speed / limit:.0%} of the products' rate"
         for who, other in zip(others, theirs, strict=True):
-            rows.append((f"  {who}", beside(tokens.numel() / other, other / ours, "tokens")))
-    return rows
+            yield f"  {who}", beside(tokens.numel() / other, other / ours, "tokens")
 
 
 def beside(theirs: float, ratio: float, what: str) -> str:
@@ -288,60 +275,80 @@ def rate(flops: float) -> str:
     return f"{flops / 1e9:,.0f} GFLOP/s"
 
 
+def where_time_goes(device: torch.device) -> Rows:
+    """What the CPU does in a training step."""
+    model = RecurrentDepthTransformer(SHAPE).to(device)
+    tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
+    step = partial(train_step, model, tokens, our_loss)
+    step()
+    kinds = {"matrix products": 0.0, "attention kernel": 0.0, "all else": 0.0}
+    for event in operators(step):
+        products = event.key in ("aten::mm", "aten::bmm", "aten::addmm", "aten::_grouped_mm")
+        kind = "matrix products" if products else "all else"
+        kind = "attention kernel" if "scaled_dot_product" in event.key else kind
+        kinds[kind] += event.self_cpu_time_total
+    total = sum(kinds.values())
+    shares = ", ".join(f"{kind} {t / total:.0%}" for kind, t in kinds.items())
+    yield "where a training step's CPU time goes, 8 experts", shares
+
+
+def operators(call: Callable[[], object]):
+    """The operators that a call runs, by name. What the profiler says on stderr is dropped."""
+    stderr = os.dup(2)  # it speaks from C++: no setting of Python's reaches it
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            call()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    return seen.key_averages()
+
+
 @torch.no_grad()
 def forward_by_loops(device: torch.device) -> Rows:
     """Forward time should be a straight line in the loops: least squares, worst residual."""
     model = RecurrentDepthTransformer(SHAPE).to(device).eval()
     tokens = torch.randint(SHAPE.vocab_size, (2, LENGTH), device=device)
-    times = seconds(*[partial(model, tokens, n_loops=L) for L in LOOPS])
-    x = torch.stack([torch.ones(len(LOOPS)), torch.tensor(LOOPS, dtype=torch.float)], dim=1)
-    y = 1e3 * torch.tensor(times)[:, None]
-    fit = torch.linalg.lstsq(x, y).solution
-    worst = ((x @ fit - y).abs() / y).max().item()
-    measured = ", ".join(f"{t:.0f}" for t in y.flatten().tolist())
-    line = f"{fit[0].item():.1f} + {fit[1].item():.1f}·loops ms, at most {worst:.0%} off"
-    return [
-        (f"forward of 2 × {LENGTH} tokens at {', '.join(map(str, LOOPS))} loops", f"{measured} ms"),
-        ("  a straight line through them", line),
-    ]
+    ms = [1e3 * took for took in seconds(*[partial(model, tokens, n_loops=L) for L in LOOPS])]
+    measured = ", ".join(f"{t:.0f}" for t in ms)
+    yield f"forward of 2 × {LENGTH} tokens at {', '.join(map(str, LOOPS))} loops", f"{measured} ms"
+    slope, start = statistics.linear_regression(LOOPS, ms)
+    worst = max(abs(start + slope * L - t) / t for L, t in zip(LOOPS, ms, strict=True))
+    line = f"{start:.1f} + {slope:.1f}·loops ms, at most {worst:.0%} off"
+    yield "  a straight line through them", line
 
 
 @torch.no_grad()
 def decoding(device: torch.device) -> Rows:
-    """Steps/s (one new token for each of the rows) with a cache, by context and by experts."""
-    rows: Rows = []
+    """Steps/s (one new token for each of the sequences) with a cache, by context and by experts."""
     mla = RecurrentDepthTransformer(SHAPE).to(device).eval()
     gqa = RecurrentDepthTransformer(SHAPE, attention_type="gqa").to(device).eval()
     many = RecurrentDepthTransformer(SHAPE, **MANY_EXPERTS).to(device).eval()
+    MLA = mythos.MultiHeadLatentAttention
+    expanded = mock.patch.object(MLA, "absorbed", MLA.expanded)
     for context in CONTEXTS:
         absorbed = decoder(mla, context)
-
-        def expanded(call=absorbed) -> None:
-            by_rebuilding = MultiHeadLatentAttention.expanded
-            with mock.patch.object(MultiHeadLatentAttention, "absorbed", by_rebuilding):
-                call()
-
-        times = seconds(absorbed, expanded, decoder(gqa, context))
+        times = seconds(absorbed, expanded(absorbed), decoder(gqa, context))
         a, e, g = (f"{4 / t:.0f}" for t in times)
-        rows.append(
-            (f"decoding, {context} tokens cached, steps/s", f"MLA {a}, MLA expanded {e}, GQA {g}")
-        )
+        what = f"decoding, {context} tokens cached, steps/s"
+        yield what, f"MLA {a}, MLA expanded {e}, GQA {g}"
     for model in (mla, many):
         theirs = open_mythos(model.config, device)
         for context in (64, 768) if theirs is not None else ():
             other = their_decoder(theirs.eval(), context, SHAPE.vocab_size)
             mine, its = seconds(decoder(model, context), other)
             what = f"decoding, {model.config.num_experts} experts, {context} tokens cached"
-            rows.append((what, f"{4 / mine:.0f} steps/s"))
-            rows.append(("  OpenMythos 0.5.0", beside(4 / its, its / mine, "steps")))
-    by_experts = [
-        RecurrentDepthTransformer(replace(SHAPE, **(MANY_EXPERTS | {"num_experts": E})))
-        for E in (8, 64, 256)
-    ]
+            yield what, f"{4 / mine:.0f} steps/s"
+            yield "  OpenMythos 0.5.0", beside(4 / its, its / mine, "steps")
+    by_experts = [RecurrentDepthTransformer(many.config, num_experts=E) for E in (8, 64, 256)]
     times = seconds(*[decoder(m.to(device).eval(), 64) for m in by_experts])
     text = ", ".join(f"{4 / t:.0f}" for t in times)
-    rows.append(("decoding, 4 of 8, 64, 256 experts of width 64, steps/s", text))
-    return rows
+    yield "decoding, 4 of 8, 64, 256 experts of width 64, steps/s", text
+    seen = operators(decoder(mla, CONTEXTS[0]))
+    calls = sum(e.count for e in seen if e.key.startswith("aten::")) // 4
+    yield "operators called to decode one token, 8 experts", f"{calls:,}"
 
 
 @torch.no_grad()
@@ -350,46 +357,32 @@ def halting(checkpoint: Path, device: torch.device) -> Rows:
     model, task = load_model(checkpoint).to(device), Chains()
     n, L, right = task.n_nodes, task.train_loops, {}
     tokens, ends, distance = task.test_set()
-    some = range(SEQUENCES)
+    tokens = tokens[:SEQUENCES].to(device)
 
     def ask(threshold: float | None) -> None:
         right[threshold] = []
-        for i in some:
-            sequence = tokens[i : i + 1].to(device)
+        for i, sequence in enumerate(tokens.split(1)):
             cache = model.new_cache(1, 2 * n, L)
             model(sequence[:, :n], n_loops=L, halt_threshold=threshold, cache=cache)
             for q in range(n, 2 * n):
                 query = sequence[:, q : q + 1]
                 logits, _ = model(query, n_loops=L, halt_threshold=threshold, cache=cache)
                 if distance[i, q - n] >= 0:
-                    answer = logits.argmax().item()
-                    right[threshold].append(answer == ends[i, q - n].item())
+                    right[threshold].append(logits.argmax().item() == ends[i, q - n].item())
 
     thresholds = (0.5, task.halt_threshold)
     fixed, *halted = seconds(*[partial(ask, threshold) for threshold in (None, *thresholds)])
-    rows = []
     for threshold, took in zip(thresholds, halted, strict=True):
-        used = [
-            model.run_loop(
-                *model.run_prelude(tokens[i : i + 1].to(device)), L, None, threshold,
-                model.new_cache(1, 2 * n, L),
-            )[1][:, n:]
-            for i in some
-        ]  # fmt: skip
-        loops = torch.cat(used).float().mean().item()
+        seen = mythos.diagnostics(model, tokens, n_loops=L, halt_threshold=threshold)
+        loops = seen["loops_used"][:, n:].float().mean().item()
+        halts, never = (statistics.fmean(right[key]) for key in (threshold, None))
         text = f"{fixed / took:.2f} times as fast as {L} loops for all; {loops:.1f} loops a query"
-        text += f"; {share(right[threshold])} right, without halting {share(right[None])}"
-        rows.append((f"the toy's {n} queries one by one, halting below {threshold}", text))
-    return rows
-
-
-def share(right: list[bool]) -> str:
-    return f"{sum(right) / len(right):.1%}"
+        text += f"; {halts:.1%} right, without halting {never:.1%}"
+        yield f"the toy's {n} queries one by one, halting below {threshold}", text
 
 
 def experts(device: torch.device) -> Rows:
     """Forward and backward of the expert layer: grouped, and one expert after the other."""
-    rows: Rows = []
     for E in (8, 64, 256):
         moe = MixtureOfExperts(SHAPE.d_model, 64, E, 4).to(device)
         x = torch.randn(1, BATCH * LENGTH, SHAPE.d_model, device=device)
@@ -398,18 +391,16 @@ def experts(device: torch.device) -> Rows:
             moe.zero_grad()
             layer().sum().backward()
 
-        grouped, loop = seconds(
-            partial(run, partial(moe, x)), partial(run, partial(loop_over_experts, moe, x[0]))
-        )
+        layers = partial(moe, x), partial(loop_over_experts, moe, x[0])
+        grouped, loop = seconds(*[partial(run, layer) for layer in layers])
         text = f"{1e3 * grouped:.0f} ms, as a loop {1e3 * loop:.0f} ms"
         text += f": {loop / grouped:.1f} times as fast"
-        rows.append((f"4 of {E} experts of width 64, forward and backward", text))
+        yield f"4 of {E} experts of width 64, forward and backward", text
     eight, few, many = (random(device, *shape) for shape in ((8, 64), (8, 64, 64), (256, 64, 64)))
     ends = torch.full((256,), 8, dtype=torch.int32, device=device)  # the first gets all 8 rows
     calls = [partial(F.grouped_mm, eight, w, offs=ends[: len(w)]) for w in (few, many)]
     short, long = seconds(*calls)
-    text = f"{1e6 * (long - short) / (256 - 8):.1f} µs"
-    return [*rows, ("an expert that gets no token, per product", text)]
+    yield "an expert that gets no token, per product", f"{1e6 * (long - short) / (256 - 8):.1f} µs"
 
 
 def memory(device: torch.device) -> Rows:
@@ -419,104 +410,82 @@ def memory(device: torch.device) -> Rows:
     some = [*(k for k in LOOPS if k < SHAPE.max_loop_iters), None]
     kept = ", ".join(f"{bytes_kept(model, tokens, k) / 2**20:.0f}" for k in some)
     names = ", ".join("all" if k is None else str(k) for k in some)
-    rows = [
-        (f"kept for the backward pass of 2 × {LENGTH} tokens, grad_loops {names}", f"{kept} MiB")
-    ]
+    what = f"kept for the backward pass of 2 × {LENGTH} tokens, grad_loops {names}"
+    yield what, f"{kept} MiB"
     for kind in ("mla", "gqa"):
         model = RecurrentDepthTransformer(SHAPE, attention_type=kind)
         n = min(1000, SHAPE.max_seq_len)
         kept = model.new_cache(1, n).rows
-        formula = n * kv_bytes_per_token(model, bytes_per_number=kept.element_size())
+        formula = n * mythos.kv_bytes_per_token(model, bytes_per_number=kept.element_size())
         allocated = kept.untyped_storage().nbytes()
-        text = f"{allocated:,} bytes allocated, {formula:,} by kv_bytes_per_token"
-        rows.append(
-            (f"cache of {n:,} tokens, {kind.upper()}, {model.config.max_loop_iters} loops", text)
-        )
-
-    def build() -> None:
-        with torch.device("meta"):
-            RecurrentDepthTransformer(get_model_config("1T"))
-
-    (took,) = seconds(build, rounds=3)
-    return [*rows, ("building 1T on the meta device", f"{took:.2f} s")]
-
-
-def profile(device: torch.device) -> Rows:
-    """What the CPU does in a training step, and how many operators PyTorch calls to decode."""
-    model = RecurrentDepthTransformer(SHAPE).to(device)
-    tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
-    train_step(model, tokens, our_loss)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-        train_step(model, tokens, our_loss)
-    kinds = {"matrix products": 0.0, "attention kernel": 0.0, "all else": 0.0}
-    for event in seen.key_averages():
-        products = event.key in ("aten::mm", "aten::bmm", "aten::addmm", "aten::_grouped_mm")
-        kind = "matrix products" if products else "all else"
-        kind = "attention kernel" if "scaled_dot_product" in event.key else kind
-        kinds[kind] += event.self_cpu_time_total
-    total = sum(kinds.values())
-    shares = ", ".join(f"{kind} {t / total:.0%}" for kind, t in kinds.items())
-    with torch.no_grad():
-        call = decoder(model.eval(), CONTEXTS[0])
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-            call()
-    calls = sum(e.count for e in seen.key_averages() if e.key.startswith("aten::")) // 4
-    return [
-        ("where a training step's CPU time goes, 8 experts", shares),
-        ("operators called to decode one token, 8 experts", f"{calls:,}"),
-    ]
+        what = f"cache of {n:,} tokens, {kind.upper()}, {model.config.max_loop_iters} loops"
+        yield what, f"{allocated:,} bytes allocated, {formula:,} by kv_bytes_per_token"
+    config = mythos.get_model_config("1T")
+    with torch.device("meta"):
+        (took,) = seconds(partial(RecurrentDepthTransformer, config), rounds=3)
+    yield "building 1T on the meta device", f"{took:.2f} s"
 
 
 def compiled(device: torch.device) -> Rows:
     """torch.compile of the whole model, loop included; fullgraph: a graph break is an error."""
-    model = RecurrentDepthTransformer(SHAPE).to(device).train()
-    other = RecurrentDepthTransformer(SHAPE).to(device).train()
+    model, other = (RecurrentDepthTransformer(SHAPE).to(device).train() for _ in range(2))
     other.compile(fullgraph=True)
     tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
     started = time.perf_counter()
     train_step(other, tokens, our_loss)
-    rows = [("compiling the training", f"{time.perf_counter() - started:.0f} s")]
+    yield "compiling the training", f"{time.perf_counter() - started:.0f} s"
     eager, fast = seconds(*(partial(train_step, m, tokens, our_loss) for m in (model, other)))
     text = f"{tokens.numel() / fast:,.0f} tokens/s: {eager / fast:.2f} times as fast as eager"
-    rows.append(("training, 8 experts, compiled", text))
-
-    theirs, started = open_mythos(SHAPE, device), time.perf_counter()
-    with torch.no_grad():
-        for context in (64, 768):
-            calls = [decoder(m.eval(), context) for m in (model, other)]
-            calls[1]()  # compiles: the prompt, one token, and one token behind any number
-            if context == 64:
-                rows.append(("compiling the decoding", f"{time.perf_counter() - started:.0f} s"))
-            if theirs is not None:
-                calls.append(their_decoder(theirs.eval(), context, SHAPE.vocab_size))
-            eager, fast, *its = seconds(*calls)
-            text = f"{4 / fast:.0f} steps/s: {eager / fast:.2f} times as fast as eager"
-            rows.append((f"decoding, 8 experts, compiled, {context} tokens cached", text))
-            for other_time in its:
-                text = beside(4 / other_time, other_time / fast, "steps")
-                rows.append(("  OpenMythos 0.5.0, not compiled", text))
-    return rows
+    yield "training, 8 experts, compiled", text
+    yield from compiled_decoding(model.eval(), other.eval(), device)
 
 
-HOW_TO_READ = """
+@torch.no_grad()
+def compiled_decoding(model, other, device: torch.device) -> Rows:
+    theirs = open_mythos(SHAPE, device)
+    for context in (64, 768):
+        started = time.perf_counter()
+        calls = [decoder(m, context) for m in (model, other)]
+        calls[1]()  # compiles: the prompt, one token, and one token behind any number
+        if context == 64:
+            yield "compiling the decoding", f"{time.perf_counter() - started:.0f} s"
+        if theirs is not None:
+            calls.append(their_decoder(theirs.eval(), context, SHAPE.vocab_size))
+        eager, fast, *its = seconds(*calls)
+        text = f"{4 / fast:.0f} steps/s: {eager / fast:.2f} times as fast as eager"
+        yield f"decoding, 8 experts, compiled, {context} tokens cached", text
+        for took in its:
+            yield "  OpenMythos 0.5.0, not compiled", beside(4 / took, took / fast, "steps")
+
+
+HOW_TO_READ = f"""
 **Read the ratios, not the rates**: what is compared takes turns in one run, and the ratio of the
-medians is given. The model has 1 prelude layer, 1 layer looped 8 times and 1 coda layer, width 256,
-with MLA; the batch is 8 × 256 tokens; decoding is one step for 3 sequences. OpenMythos' early exit
-is off, since an untrained one would leave after two loops. The compiled rows come from `--compile`,
-those on the toy from `--checkpoint runs/chains-mla-seed0.pt`."""
+medians is given. The model has {SHAPE.prelude_layers} prelude layer, {SHAPE.recurrent_layers} layer
+looped {SHAPE.max_loop_iters} times and {SHAPE.coda_layers} coda layer, width {SHAPE.d_model}, with
+MLA; the batch is {BATCH} × {LENGTH} tokens; decoding is one step for {DECODE_BATCH} sequences.
+OpenMythos' early exit is off: untrained, it would leave before the last loop.
+
+What limits what: training, the rate of bare products at the shapes of the block's weights (without
+experts and MLA the same looped code has the layers of a Llama: those rows show what the two cost);
+decoding at this size, the calling of operators, whose number does not depend on the width; many
+experts on a CPU, that `F.grouped_mm` visits those without a token, too."""
 
 
 def write_report(numbers: dict, path: Path) -> None:
     """SPEED.md from the JSON alone: the rows of each part below its heading."""
-    machine = f"{numbers['machine']}, {numbers['threads']} threads, torch {numbers['torch']}"
-    lines = ["# Speed", "", f"{machine}, on {numbers['device']}. Written by"]
-    lines += ["`python -m experiments.bench` from its JSON file.", HOW_TO_READ]
+    names = " ".join(what for rows in numbers["parts"].values() for what, _ in rows)
+    flags = {"halting": " --checkpoint CHECKPOINT", "compiled": " --compile"}
+    command = "".join(flag for word, flag in flags.items() if word in names)
+    where = "{machine}, {threads} threads, torch {torch}, on {device}.".format(**numbers)
+    lines = ["# Speed", "", where, f"Made by `python -m experiments.bench{command}`.", HOW_TO_READ]
     for heading, rows in numbers["parts"].items():
-        if rows:
-            lines += ["", f"## {heading}", "", "| what | measured |", "|---|---|"]
-            lines += [f"| {what} | {value} |" for what, value in rows]
-    text = "\n".join(lines) + "\n"
-    write_atomically(path, lambda path: path.write_text(text, "utf-8"))
+        lines += ["", f"## {heading}", "", "| what | measured |", "|---|---|"]
+        lines += [f"| {what} | {value} |" for what, value in rows]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -525,43 +494,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="also torch.compile (minutes)")
     parser.add_argument("--report", action="store_true", help="only write SPEED.md from the JSON")
     parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file to write")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON; SPEED.md beside it")
     args = parser.parse_args(arguments)
-    speed = args.results.resolve().parent.parent / "SPEED.md"
+    path = args.results.resolve()
+    speed = SPEED if path == RESULTS else path.with_name("SPEED.md")
     try:
         device = find_device(args.device)
         ok = args.checkpoint is None or args.checkpoint.is_file()
         expect(ok, "--checkpoint", str(args.checkpoint), "a checkpoint of train_tiny.py")
-        ok = args.results.is_file() or not args.report
+        ok = path == RESULTS or speed != SPEED
+        expect(ok, "--results", str(args.results), "a folder without the project's own SPEED.md")
+        ok = path.is_file() or not args.report
         expect(ok, "--results", str(args.results), "a JSON file that an earlier run wrote")
     except ValueError as error:
         parser.error(str(error))
     if args.report:
-        write_report(json.loads(args.results.read_text("utf-8")), speed)
+        write_report(json.loads(path.read_text("utf-8")), speed)
         return 0
     torch.manual_seed(0)
-    parts = {"Training": training, "Where the time goes": profile, "By loops": forward_by_loops}
-    parts |= {"Decoding": decoding, "Experts": experts, "Memory": memory}
+    parts = {"Training": [training, where_time_goes, forward_by_loops], "Decoding": [decoding]}
+    parts |= {"Experts": [experts], "Memory": [memory]}
     if args.checkpoint:
-        parts["Halting, on the trained toy"] = partial(halting, args.checkpoint)
+        parts["Halting"] = [partial(halting, args.checkpoint)]
     if args.compile:
-        parts["Compiled"] = compiled
+        parts["Compiled"] = [compiled]
     numbers = describe_machine(device) | {"seconds": 0.0, "parts": {}}
     numbers["machine"] += f", {os.cpu_count()} cores"
     if device.type == "cuda":
         numbers["machine"] = torch.cuda.get_device_name(device)
     started = time.perf_counter()
-    for heading, part in parts.items():
+    for heading, measures in parts.items():
         print(f"\n{heading}", flush=True)
         numbers["parts"][heading] = rows = []
-        for row in part(device):
-            rows.append(row)
-            print(f"{row[0]:<64} {row[1]}", flush=True)
-        numbers["seconds"] = time.perf_counter() - started
-        text = json.dumps(numbers, indent=1, ensure_ascii=False)
-        write_atomically(args.results, lambda path, text=text: path.write_text(text, "utf-8"))
-    write_report(numbers, speed)
-    print(f"\n{numbers['seconds']:.0f} s on {numbers['machine']}; {args.results}, {speed}")
+        for what, value in (row for measure in measures for row in measure(device)):
+            rows.append((what, value))
+            numbers["seconds"] = time.perf_counter() - started
+            write_text(path, json.dumps(numbers, indent=1, ensure_ascii=False))
+            print(textwrap.fill(f"{what:<64} {value}", 100, subsequent_indent=" " * 8), flush=True)
+        write_report(numbers, speed)
+    print(f"\n{numbers['seconds']:.0f} s on {numbers['machine']}\n{args.results}\n{speed}")
     return 0
 
 

@@ -27,23 +27,26 @@ def small(monkeypatch):
         open_mythos=lambda *_: None, llama=lambda *_: None,
     ).items():  # fmt: skip
         monkeypatch.setattr(bench, name, value)
-    monkeypatch.setattr(bench, "get_model_config", lambda name: shape)
+    monkeypatch.setattr(bench.mythos, "get_model_config", lambda name: shape)
 
 
-def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capsys):
-    """A part that crashes, a row that is lost, a checkpoint that is not looked at."""
+def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capfd):
+    """A part that crashes, a row that is lost or under another heading, a checkpoint that is not
+    looked at, lines too wide for a screen, the profiler's own lines between ours."""
     tiny = dataclasses.replace(train_tiny.get_model_config("tiny"), d_model=32, n_heads=2)
     monkeypatch.setattr(train_tiny.Chains, "config", lambda self, kind: tiny)
     monkeypatch.setattr(train_tiny.Chains, "test_size", 25)
     monkeypatch.setattr(train_tiny.Chains, "batch_size", 2)
     monkeypatch.setattr(bench, "decoder", lambda *_: lambda: None)
     train_tiny.main(["--steps", "1", "--out", str(tmp_path), "--device", "cpu"])
-    capsys.readouterr()
-    path = tmp_path / "results" / "bench.json"
+    capfd.readouterr()
+    path = tmp_path / "bench.json"
     flags = ["--device", "cpu", "--results", str(path)]
     assert bench.main([*flags, "--checkpoint", str(tmp_path / "chains-mla-seed0.pt")]) == 0
-    numbers, printed = json.loads(path.read_text()), capsys.readouterr().out
-    rows = [tuple(row) for part in numbers["parts"].values() for row in part]
+    parts, (printed, errors) = json.loads(path.read_text())["parts"], capfd.readouterr()
+    assert list(parts) == ["Training", "Decoding", "Experts", "Memory", "Halting"] and not errors
+    assert parts["Decoding"][-1][0].startswith("operators called to decode")
+    rows = [tuple(row) for part in parts.values() for row in part]
     for start in (
         "a matrix product", "bare matrix", "training, 8", "training, 16", "training, no experts",
         "an expert that gets no",
@@ -52,9 +55,14 @@ def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capsys):
         "building", "the toy's 20 queries",
     ):  # fmt: skip
         assert any(what.startswith(start) for what, _ in rows), start
-    assert all(what in printed and value in printed for what, value in rows)
+    table, _, last = printed.rpartition("\n\n")
+    assert max(map(len, table.splitlines())) <= 100 and str(path) in last
+    printed = " ".join(table.split())
+    assert all(f"{' '.join(what.split())} {value}" in printed for what, value in rows)
     written = (tmp_path / "SPEED.md").read_text()
     assert all(f"| {what} | {value} |" in written for what, value in rows)
+    assert [line[3:] for line in written.splitlines() if line[:3] == "## "] == list(parts)
+    assert "`python -m experiments.bench --checkpoint CHECKPOINT`" in written
     (tmp_path / "SPEED.md").unlink()
     assert bench.main([*flags, "--report"]) == 0 and (tmp_path / "SPEED.md").read_text() == written
 
@@ -63,25 +71,47 @@ def test_an_interrupted_run_keeps_what_was_measured(small, tmp_path, monkeypatch
     """A JSON that is written at the end only: Ctrl-C in the last part loses minutes."""
 
     def interrupt(device):
+        yield "a row", "its value"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "profile", interrupt)
-    path = tmp_path / "results" / "bench.json"
+    monkeypatch.setattr(bench, "decoding", interrupt)
+    path = tmp_path / "bench.json"
     with pytest.raises(KeyboardInterrupt):
         bench.main(["--device", "cpu", "--results", str(path)])
-    assert len(json.loads(path.read_text())["parts"]["Training"]) > 5
+    numbers = json.loads(path.read_text())
+    assert len(numbers["parts"]["Training"]) > 5
+    assert numbers["parts"]["Decoding"] == [["a row", "its value"]]
+
+
+def test_speed_md_of_a_user_is_not_the_kept_one(tmp_path, monkeypatch, capsys):
+    """A run with --results that rewrites the project's SPEED.md, or a file in the folder above."""
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results" / "bench.json")
+    monkeypatch.setattr(bench, "SPEED", tmp_path / "SPEED.md")
+    (tmp_path / "results").mkdir()
+    for path in (bench.RESULTS.with_name("mine.json"), tmp_path / "mine.json"):
+        path.write_text(json.dumps(dict(machine="m", threads=1, torch="t", device="d", parts={})))
+    flags = ["--device", "cpu", "--report", "--results"]
+    assert bench.main([*flags, str(bench.RESULTS.with_name("mine.json"))]) == 0
+    assert bench.RESULTS.with_name("SPEED.md").is_file() and not bench.SPEED.exists()
+    with pytest.raises(SystemExit):  # there it would have to be the project's own
+        bench.main([*flags, str(tmp_path / "mine.json")])
+    assert "--results: got" in capsys.readouterr().err and not bench.SPEED.exists()
 
 
 def test_a_decoder_can_be_repeated():
     """A second round that decodes with a longer context than the first, or past the cache."""
     model = RecurrentDepthTransformer(**SMALL, max_loop_iters=2).eval()
     lengths, real = [], model.forward
-    model.forward = lambda *a, cache, **k: (lengths.append(cache.n_tokens), real(*a, cache=cache))[
-        1
-    ]
+
+    def noted(tokens, cache):
+        lengths.append(cache.n_tokens)
+        return real(tokens, cache=cache)
+
+    model.forward = noted
     with torch.no_grad():
         call = bench.decoder(model, 9)
-        call(), call()
+        call()
+        call()
     assert lengths == [0, *[9, 10, 11, 12] * 2]
 
 
@@ -135,5 +165,4 @@ def test_speed_md_is_what_the_program_writes(tmp_path):
     """Speeds typed by hand, or of an earlier run than the one that is kept."""
     numbers = json.loads(bench.RESULTS.read_text("utf-8"))
     bench.write_report(numbers, tmp_path / "SPEED.md")
-    kept = bench.RESULTS.parent.parent / "SPEED.md"
-    assert (tmp_path / "SPEED.md").read_text("utf-8") == kept.read_text("utf-8")
+    assert (tmp_path / "SPEED.md").read_text("utf-8") == bench.SPEED.read_text("utf-8")
