@@ -42,9 +42,25 @@ def test_command_line_text_learns_and_is_scored_in_bits(small, tmp_path, capsys)
     numbers = json.loads((tmp_path / "text-mla-seed0.json").read_text())
     assert max(numbers["bits_per_byte"].values()) < 4
     whole = numbers["compressors"]["zlib -9, whole files"]
-    assert whole == 8 * len(zlib.compress(b"abcd" * 400, 9)) / 1600
+    held_out = (b"abcd" * 1200)[: 1 + 4800 // 20]
+    assert whole == 8 * len(zlib.compress(held_out, 9)) / len(held_out)
     assert numbers["sample"].startswith("def ") and "lzma" in capsys.readouterr().out
     assert text.main([*flags, "1", "--data", str(tmp_path / "data" / "a")]) in (0, 1)
+
+
+def test_hidden_files_are_no_text_and_few_files_are_cut_into_pieces(tmp_path):
+    """A .DS_Store that becomes the test set; a folder of one file with nothing left to train on."""
+    (tmp_path / ".DS_Store").write_bytes(bytes(6000))
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x").write_bytes(bytes(6000))
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_bytes(f"Chapter {i}. ".encode() * 3000)
+    task = Text(tmp_path)
+    assert task.test.startswith(b"Chapter 0. ") and len(task.test) == 1 + 3 * 33_000 // 20
+    assert bytes(task.train_data.numpy()).endswith(b"Chapter 2. ")
+    for i in range(60):  # now each 40th file is held out whole
+        (tmp_path / f"{i}.txt").write_bytes(f"Chapter {i:02d}. ".encode() * 30)
+    assert Text(tmp_path).test == b"Chapter 00. " * 30 + b"Chapter 45. " * 30
 
 
 def test_text_of_an_untrained_uniform_model_costs_eight_bits(small, tmp_path):

@@ -132,17 +132,23 @@ class Text:
 
 
 def read_pieces(data: Path | None) -> list[bytes]:
-    """The standard library's source files, a folder's files, or one file cut into 20 pieces."""
+    """The source files of the standard library, or the files of a folder, hidden ones left out. If
+    there are too few to hold some out whole, or for a single file, 20 pieces of their text."""
     root = data or Path(sysconfig.get_paths()["stdlib"])
     with refusing(f"--data: got {str(root)!r}, expected readable files"):
-        if not root.is_dir():
-            text = root.read_bytes()
-            size = 1 + len(text) // 20
-            return [text[i : i + size] for i in range(0, len(text), size)]
+        files = sorted(root.rglob("*" if data else "*.py")) if root.is_dir() else [root]
         # Not from the library: tests, what pip installed, generated tables that repeat each other.
         skip = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
-        files = sorted(p for p in root.rglob("*" if data else "*.py") if p.is_file())
-        return [p.read_bytes() for p in files if data or not skip & set(p.relative_to(root).parts)]
+        parts = [p.relative_to(root).parts if root.is_dir() else () for p in files]
+        keep = [not (any(x[0] == "." for x in q) or (not data and skip & {*q})) for q in parts]
+        texts = [
+            p.read_bytes() for p, kept in zip(files, keep, strict=True) if kept and p.is_file()
+        ]
+    if len(texts) >= Text.held_out:
+        return texts
+    text = b"".join(texts)
+    size = 1 + len(text) // 20
+    return [text[i : i + size] for i in range(0, len(text), size)]
 
 
 def main(arguments: list[str] | None = None) -> int:
