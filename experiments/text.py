@@ -142,7 +142,7 @@ def read_pieces(data: Path | None) -> list[bytes]:
         parts = [p.relative_to(root).parts if root.is_dir() else () for p in files]
         keep = [not (any(x[0] == "." for x in q) or (not data and skip & {*q})) for q in parts]
         texts = [
-            p.read_bytes() for p, kept in zip(files, keep, strict=True) if kept and p.is_file()
+            p.read_bytes() for p, kept in zip(files, keep, strict=True) if kept and not p.is_dir()
         ]
     if len(texts) >= Text.held_out:
         return texts
