@@ -42,6 +42,7 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import cleandoc
 from types import SimpleNamespace
 
 import torch
@@ -921,7 +922,7 @@ def print_sizes() -> None:
     cache: bytes per token at L loops in bf16. tokens: 20 per active parameter (Chinchilla);
     FLOPs: to train on them. Extrapolated: Parcae fitted its laws below 1.3e20 FLOPs.
     """
-    print(print_sizes.__doc__)
+    print(cleandoc(print_sizes.__doc__), end="\n\n")
     line = "{:>5} {:>9} {:>9} {:>11}  {:<10} {:<11} {:>8} {:>10} {:>10} {:>7} {:>8}".format
     print(line(*"size total active executed layers experts context MLA-cache GQA-cache tokens "
                "FLOPs".split()))  # fmt: skip
@@ -931,7 +932,9 @@ def print_sizes() -> None:
             model = RecurrentDepthTransformer(c)
             gqa = RecurrentDepthTransformer(c, attention_type="gqa")
         active = num_params(model, active=True)
-        counts = (f"{n / 1e9:.4g}B" for n in (num_params(model), active, executed_params(model)))
+        scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
+        counts = (num_params(model), active, executed_params(model))
+        counts = (f"{n / scale:.2f}{unit}" for n in counts)
         layers = f"{c.prelude_layers}+{c.recurrent_layers}×{c.max_loop_iters}+{c.coda_layers}"
         experts = f"{c.num_experts_per_token}/{c.num_experts} + {c.num_shared_experts}"
         caches = (f"{kv_bytes_per_token(m):,}" for m in (model, gqa))

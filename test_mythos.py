@@ -1152,7 +1152,8 @@ def test_size_table_has_the_numbers_of_the_models(capsys):
             gqa = RecurrentDepthTransformer(c, attention_type="gqa")
         flops = 3 * flops_per_token(model, context=c.max_seq_len // 2) * 20 * active
         counts = (num_params(model), active, executed_params(model))
-        assert row[:3] == [f"{n / 1e9:.4g}B" for n in counts]
+        scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
+        assert row[:3] == [f"{n / scale:.2f}{unit}" for n in counts]
         layers = f"{c.prelude_layers}+{c.recurrent_layers}×{c.max_loop_iters}+{c.coda_layers}"
         assert row[3] == layers and row[7] == f"{c.max_seq_len:,}"
         assert row[8:10] == [f"{kv_bytes_per_token(m):,}" for m in (model, gqa)]
