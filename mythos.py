@@ -20,13 +20,13 @@ pad; the input e is offered again in every loop.
 Read from the top: config, attention, feed-forward, block, state update, cache, sampling, model.
 After the line END OF THE MODEL come diagnostics, counts, sizes and the checks of arguments:
 expect(ok, field, got, expected) raises a ValueError unless ok. To copy a class into your own file,
-copy with it what the last line of its docstring lists.
+copy with it what its docstring lists under "To lift it", besides `import torch`.
 
 Not here: training (train_tiny.py), tokenizers, dropout, multi-token prediction, multi-GPU code.
 The architecture is speculation, after OpenMythos, a community's guess at how a looped model might
 be built. It is not affiliated with Anthropic, nor confirmed by them.
 
-Letters in equations and shapes. A *row* is what a token leaves in the cache for later tokens.
+Letters in equations and shapes. A *row* is what the cache holds of a token.
     N  sequences in the batch     D  d_model              H  query heads
     T  new tokens in this call    C  head_dim             G  key/value heads (GQA)
     S  all tokens: past and new   Z  kv_lora_rank (MLA)   W  numbers in a row
@@ -70,7 +70,7 @@ class MythosConfig:
     prelude_layers: int = 1  # blocks run once, before the loop
     recurrent_layers: int = 1  # blocks inside the loop, run n_loops times
     coda_layers: int = 1  # blocks run once, after the loop
-    max_loop_iters: int = 8  # L when a call does not say; a call may ask for more
+    max_loop_iters: int = 8  # the default L; a call may ask for more
     spectral_radius_target: float | None = 0.95  # rho(A) stays below it; None: A is free
 
     # Attention. head_dim is the width of a query head; MLA adds head_dim / 2 numbers for RoPE.
@@ -80,7 +80,7 @@ class MythosConfig:
     n_kv_heads: int | None = None  # G, GQA only; None: n_heads / 4 if that is whole, else n_heads
     kv_lora_rank: int | None = None  # Z, MLA only; None: 4·head_dim, as in DeepSeek-V2
     q_lora_rank: int | None = None  # MLA only; None: queries are not compressed
-    rope_theta: float = 10_000.0  # base of RoPE's angles: the larger, the slower they turn
+    rope_theta: float = 10_000.0  # base of RoPE's angles: larger means slower rotation
 
     # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
     d_ff: int | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, up to a multiple of 64
@@ -101,7 +101,7 @@ class MythosConfig:
 
 
 def rope_angles(positions: Tensor, width: int, theta: float = 10_000.0) -> Tensor:
-    """cos and sin of the angles that RoPE turns by, fp32, (2, T, width/2).
+    """cos and sin of RoPE's rotation angles, fp32, (2, T, width/2).
 
     Computed from integer positions (T,) on every call: a stored table would lose its precision in
     `.to(torch.bfloat16)` and its values in `to_empty`.
@@ -176,8 +176,8 @@ class MultiHeadLatentAttention(nn.Module):
     Each head's score has a part without positions, C wide, and a rotated part:
         score(i, j) = (q_i·k_j + q_rope_i·k_rope_j) / sqrt(C + rope_dim)
         k_j = U_k·latent_j,   v_j = U_v·latent_j                     kv_up_proj holds U_k and U_v
-    (k_j is DeepSeek's k_nope.) If RoPE turned k_j as well, a turn that depends on position j would
-    stand between q and U_k, and `absorbed` below could not move U_k to the query's side. Hence the
+    (k_j is DeepSeek's k_nope.) If RoPE turned k_j as well, a rotation that depends on j would sit
+    between q and U_k, and `absorbed` below could not move U_k to the query's side. Hence the
     separate rotated key.
 
     To lift it: `nn`, `F`, `Tensor`, `apply_rope`, `causal_attention`, `is_plain_linear`.
@@ -284,7 +284,7 @@ class MixtureOfExperts(nn.Module):
 
     The bias only steers *which* experts are chosen. It is not learned: `update_router_bias` raises
     it for experts that got too few tokens and lowers it for those that got too many. So the load
-    evens out without an auxiliary loss that pulls at the gradients (Wang et al. 2024).
+    evens out without an auxiliary loss, whose gradients would interfere (Wang et al. 2024).
 
     To lift it: `nn`, `F`, `Tensor`, `SwiGLU`, `grouped_mm`.
     """
@@ -355,7 +355,7 @@ class MixtureOfExperts(nn.Module):
 
     @torch.no_grad()
     def update_router_bias(self, speed: float = 1e-3) -> Tensor:
-        """Move the bias against the imbalance; returns the load since the last call, (E,) int64.
+        """Move the bias against imbalance; returns the load since the last call, (E,) int64.
 
         bias_i += speed · sign(mean(load) − load_i). Call it once after each optimizer step. The
         load is counted in training mode, over all loops.
@@ -393,7 +393,7 @@ class StateUpdate(nn.Module):
     """The linear part of the loop: h_{t+1} = A·h_t + B·e + R(h_t, e), each (N, T, D).
 
     A and B are diagonal, D numbers each. Little is lost: a diagonalisable A is diagonal in some
-    basis, and the layers around it, which can mix and turn channels, learn that basis. In return
+    basis, and the layers around it, which can mix channels freely, learn that basis. In return
     the spectral radius rho(A) = max|A_i| is exact and free, and is *bounded* for every value of the
     parameter `a` (unless the target is None):
 
@@ -433,7 +433,7 @@ class StateUpdate(nn.Module):
 
 
 class Cache:
-    """The rows of past tokens, allocated once. Make one with `model.new_cache`.
+    """The rows of past tokens, allocated once. Create one with `model.new_cache`.
 
     Each layer application has a slot of its own, since a looped block sees another state in each
     loop: first the prelude's layers, then those of loop 0, of loop 1, …, then the coda's. `rows` is
@@ -469,7 +469,7 @@ class Cache:
     def copy_to_remaining_loops(self, loops_run: int, n_new: int) -> None:
         """All n_new tokens have halted: loops that were not run get a copy of their last rows.
 
-        A later token may run those loops, and reads there what these tokens left behind.
+        A later token may run those loops, and will read these rows.
         """
         new = slice(self.n_tokens, self.n_tokens + n_new)
         n_loops = self.layout["n_loops"]
@@ -488,13 +488,14 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
         return logits.argmax(dim=-1, keepdim=True)
     # Sorted, every rule keeps a prefix: sample in it, then look up which id that was.
     logits, ids = logits.float().sort(descending=True, stable=True)
-    # Shifted, logits are at most 0, and 1e-30 is not 0 in fp32: a quotient is never inf or nan.
+    # The largest is now 0 and the divisor is never 0 in fp32: no quotient is nan or +inf.
     logits = (logits - logits[:, :1]) / max(temperature, 1e-30)
     if top_k is not None:
         logits[:, top_k:] = -math.inf
     p = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
-        p = p.masked_fill(p.cumsum(dim=-1) - p >= top_p, 0.0)  # mass before this id suffices
+        mass_before = p.cumsum(dim=-1) - p
+        p = p.masked_fill(mass_before >= max(top_p, 1e-30), 0.0)  # what came before suffices
     return ids.gather(1, p.multinomial(1, generator=generator))
 
 
@@ -563,8 +564,9 @@ class RecurrentDepthTransformer(nn.Module):
         A, B                      a = 0: A starts just below target / 2 (free: 0.475); b = 0.5
         router bias, load         0
 
-        A module of yours that has parameters needs a method reset_parameters, as PyTorch's have:
-        ValueError if it is missing. The model has none: put a parameter into a module of its own.
+        Another module with parameters needs a method reset_parameters: ValueError if it is missing.
+        The model has none, so put a parameter of yours into a module of its own. A Linear with a
+        bias, or of another type, is refused too.
         """
         for name, module in self.named_modules():
             if type(module) is nn.Linear and module.bias is None:
@@ -707,7 +709,7 @@ class RecurrentDepthTransformer(nn.Module):
         whose probabilities reach p (nucleus sampling, arXiv 1904.09751). A sequence that has
         produced eos_token is padded with it; generation ends early when every one has. n_loops and
         halt_threshold are forward's. Raises ValueError for arguments out of range, if prompt and
-        new tokens exceed config.max_seq_len, and if the model answers inf or nan.
+        new tokens exceed config.max_seq_len, and if the logits contain inf or nan.
         """
         how = dict(temperature=temperature, top_k=top_k, top_p=top_p)
         n_loops = check_call(self, tokens, n_loops=n_loops, halt_threshold=halt_threshold,
@@ -835,7 +837,7 @@ def loop_gain(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: int 
 
 def num_params(module: nn.Module, *, active: bool = False) -> int:
     """Parameters and router biases. active: with K instead of E routed experts, that is, what one
-    token uses (the embedding table counted whole, as is the custom)."""
+    token uses (the embedding table counted whole, as is customary)."""
     total = sum(p.numel() for p in module.parameters())
     for moe in expert_layers(module):
         E, K = moe.router_bias.numel(), moe.num_experts_per_token
@@ -882,19 +884,21 @@ def layer_applications(model: RecurrentDepthTransformer, n_loops: int | None) ->
 
 # Heads of 128 and a latent of 512 as in DeepSeek-V2/V3, one shared expert as in V3. Loops, experts
 # and context grow with size. d_expert is chosen so that the total, vocabulary included, matches the
-# name. rope_theta keeps its default: for training at these lengths one would raise it.
+# name. rope_theta keeps its default: raise it when training at these lengths.
 SIZE_FIELDS = """vocab_size max_seq_len d_model n_heads q_lora_rank prelude_layers recurrent_layers
-    coda_layers max_loop_iters num_experts num_experts_per_token d_expert""".split()
-SIZES = {
-    "1B": (65_536, 4_096, 1536, 16, None, 2, 4, 2, 8, 32, 4, 1040),
-    "3B": (65_536, 8_192, 2048, 16, None, 2, 6, 2, 8, 64, 4, 1024),
-    "7B": (131_072, 8_192, 2560, 24, None, 2, 8, 2, 12, 64, 6, 1456),
-    "10B": (131_072, 16_384, 3072, 24, None, 2, 8, 2, 12, 64, 6, 1784),
-    "50B": (131_072, 32_768, 4096, 32, 1536, 3, 12, 3, 16, 128, 6, 2496),
-    "70B": (131_072, 32_768, 5120, 40, 1536, 3, 14, 3, 16, 128, 8, 2384),
-    "100B": (131_072, 65_536, 5120, 40, 1536, 3, 16, 3, 20, 160, 8, 2432),
-    "500B": (131_072, 131_072, 7168, 56, 1536, 4, 24, 4, 24, 256, 8, 3712),
-    "1T": (131_072, 262_144, 8192, 64, 1536, 4, 32, 4, 32, 256, 8, 4896),
+    coda_layers max_loop_iters num_experts num_experts_per_token d_expert n_kv_heads kv_lora_rank
+    head_dim""".split()
+SIZES = {  # tiny: a vocabulary of 20 nodes and the 20² edges between them
+    "tiny": (420, 64, 128, 4, None, 1, 1, 1, 12, 8, 2, 64, 2, 64, None),
+    "1B": (65_536, 4_096, 1536, 16, None, 2, 4, 2, 8, 32, 4, 1040, 8, 512, 128),
+    "3B": (65_536, 8_192, 2048, 16, None, 2, 6, 2, 8, 64, 4, 1024, 8, 512, 128),
+    "7B": (131_072, 8_192, 2560, 24, None, 2, 8, 2, 12, 64, 6, 1456, 8, 512, 128),
+    "10B": (131_072, 16_384, 3072, 24, None, 2, 8, 2, 12, 64, 6, 1784, 8, 512, 128),
+    "50B": (131_072, 32_768, 4096, 32, 1536, 3, 12, 3, 16, 128, 6, 2496, 8, 512, 128),
+    "70B": (131_072, 32_768, 5120, 40, 1536, 3, 14, 3, 16, 128, 8, 2384, 8, 512, 128),
+    "100B": (131_072, 65_536, 5120, 40, 1536, 3, 16, 3, 20, 160, 8, 2432, 8, 512, 128),
+    "500B": (131_072, 131_072, 7168, 56, 1536, 4, 24, 4, 24, 256, 8, 3712, 8, 512, 128),
+    "1T": (131_072, 262_144, 8192, 64, 1536, 4, 32, 4, 32, 256, 8, 4896, 8, 512, 128),
 }
 
 
@@ -905,14 +909,10 @@ def get_model_config(name: str) -> MythosConfig:
     raises ValueError with the known ones. Change a field with `dataclasses.replace`, or in
     `RecurrentDepthTransformer(config, attention_type="gqa")`.
     """
-    known = {size.lower(): size for size in ("tiny", *SIZES)}
-    size = known.get(str(name).lower())
-    expect(size is not None, "name", name, f"one of {[*known.values()]}")
-    if size == "tiny":  # vocabulary: 20 nodes and the 20² edges between them
-        small = {"n_kv_heads": 2, "kv_lora_rank": 64, "d_expert": 64}
-        return MythosConfig(vocab_size=420, max_seq_len=64, max_loop_iters=12, **small)
-    fields = dict(zip(SIZE_FIELDS, SIZES[size], strict=True))
-    return MythosConfig(**fields, head_dim=128, n_kv_heads=8)
+    sizes = {size.lower(): numbers for size, numbers in SIZES.items()}
+    numbers = sizes.get(str(name).lower())
+    expect(numbers is not None, "name", name, f"one of {[*SIZES]}")
+    return MythosConfig(**dict(zip(SIZE_FIELDS, numbers, strict=True)))
 
 
 def print_sizes() -> None:
@@ -926,7 +926,7 @@ def print_sizes() -> None:
     line = "{:>5} {:>9} {:>9} {:>11}  {:<10} {:<11} {:>8} {:>10} {:>10} {:>7} {:>8}".format
     print(line(*"size total active executed layers experts context MLA-cache GQA-cache tokens "
                "FLOPs".split()))  # fmt: skip
-    for name in ("tiny", *SIZES):
+    for name in SIZES:
         c = get_model_config(name)
         with torch.device("meta"):  # shapes without memory
             model = RecurrentDepthTransformer(c)
@@ -949,22 +949,22 @@ def print_sizes() -> None:
 
 
 def derive_widths(c: MythosConfig) -> SimpleNamespace:
-    """The widths of a config as plain numbers, by their rule where they are None.
+    """The fields of a config, with every width that is None replaced by its rule.
 
     Also rope_dim, how many numbers of a head RoPE turns (GQA: all C; MLA: C/2 in addition to C),
     and row = W, how many a token leaves in the cache per layer application.
     """
-    head_dim = c.head_dim or c.d_model // c.n_heads
-    n_kv_heads = c.n_kv_heads or (c.n_heads // 4 if c.n_heads % 4 == 0 else c.n_heads)
-    kv_lora_rank = c.kv_lora_rank or 4 * head_dim
-    d_ff = c.d_ff or 64 * math.ceil(c.d_model * 8 / 3 / 64)
+    w, mla = SimpleNamespace(**vars(c)), c.attention_type == "mla"
+    w.head_dim = c.head_dim or c.d_model // c.n_heads
+    w.n_kv_heads = c.n_kv_heads or (c.n_heads // 4 if c.n_heads % 4 == 0 else c.n_heads)
+    w.kv_lora_rank = c.kv_lora_rank or 4 * w.head_dim
+    w.d_ff = c.d_ff or 64 * math.ceil(c.d_model * 8 / 3 / 64)
     experts_used = c.num_experts_per_token + c.num_shared_experts
-    rope_dim, row = head_dim, 2 * n_kv_heads * head_dim  # keys and values
-    if c.attention_type == "mla":
-        rope_dim, row = head_dim // 2, kv_lora_rank + head_dim // 2  # a latent, a rotated key
-    d_expert = c.d_expert or 8 * math.ceil(d_ff / experts_used / 8)
-    return SimpleNamespace(head_dim=head_dim, n_kv_heads=n_kv_heads, kv_lora_rank=kv_lora_rank,
-                           d_ff=d_ff, d_expert=d_expert, rope_dim=rope_dim, row=row)  # fmt: skip
+    w.d_expert = c.d_expert or 8 * math.ceil(w.d_ff / experts_used / 8)
+    w.rope_dim = w.head_dim // 2 if mla else w.head_dim
+    # MLA leaves a latent and one rotated key, GQA a key and a value per key/value head.
+    w.row = w.kv_lora_rank + w.rope_dim if mla else 2 * w.n_kv_heads * w.head_dim
+    return w
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -1032,8 +1032,8 @@ def expect(ok: bool, field: str, got: object, expected: object) -> None:
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
 
-# What every number of a config or a call may be: (in words, type, test) and the names it holds for,
-# turned around in RULES. Those in MAY_BE_NONE may also be None.
+# What every number of a config or a call may be: (in words, type, test) and the names it holds for.
+# RULES inverts this, name -> rule. Those in MAY_BE_NONE may also be None.
 NUMBERS = {
     ("an integer >= 0", int, lambda x: x >= 0): """prelude_layers recurrent_layers coda_layers
         max_loop_iters num_experts num_shared_experts n_loops max_new_tokens eos_token context""",
@@ -1054,7 +1054,7 @@ MAY_BE_NONE = """head_dim n_kv_heads kv_lora_rank q_lora_rank d_ff d_expert spec
 def check_numbers(**numbers) -> None:
     for name, got in numbers.items():
         expected, kind, holds = RULES[name]
-        number = isinstance(got, int | kind) and not isinstance(got, bool) and math.isfinite(got)
+        number = isinstance(got, int | kind) and not isinstance(got, bool) and abs(got) < 1e38
         none = got is None and name in MAY_BE_NONE
         expected += " or None" if name in MAY_BE_NONE else ""
         expect(none or (number and holds(got)), name, got, expected)
