@@ -162,7 +162,8 @@ def test_refuses_a_checkpoint_that_is_not_there(tmp_path, capsys):
 
 
 def test_speed_md_is_what_the_program_writes(tmp_path):
-    """Speeds typed by hand, or of an earlier run than the one that is kept."""
+    """Speeds typed by hand, or of an earlier run than the one that is kept; one long table."""
     numbers = json.loads(bench.RESULTS.read_text("utf-8"))
+    assert list(numbers["parts"])[:4] == ["Training", "Decoding", "Experts", "Memory"]
     bench.write_report(numbers, tmp_path / "SPEED.md")
     assert (tmp_path / "SPEED.md").read_text("utf-8") == bench.SPEED.read_text("utf-8")
