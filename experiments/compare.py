@@ -232,6 +232,9 @@ def main(arguments: list[str] | None = None) -> int:
             expect(name in known[args.task], "--only", name, f"one of {[*known[args.task]]}")
         ok = not args.quick or results != RESULTS
         expect(ok, "--quick", "no --results", "another folder than the one of the real results")
+        ok = results == RESULTS or results.parent != RESULTS.parent
+        elsewhere = "a folder elsewhere: beside it RESULTS.md and the pictures are written"
+        expect(ok, "--results", str(args.results), elsewhere)
     except ValueError as error:
         parser.error(str(error))
     if not args.report:

@@ -16,7 +16,7 @@ from experiments.variants import UNSTABLE, VARIANTS, ToldHops, supervision
 from train_tiny import Chains, mean
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MADE_WITH = "Made with the code of commit eacaa0e; to be renewed."
+MADE_WITH = "Made with code up to commit eacaa0e; to be renewed."
 NEAR, LAST = Chains.train_hops, Chains.longest - 1  # hops: the most in training, and in the test
 
 # ------------------------------------------------------------------------------------------------

@@ -98,10 +98,14 @@ def test_quick_trains_measures_and_reports_every_variant(kind, small, tmp_path, 
         (["--only", "flat"], "--only: got 'flat'"),
         (["--quick"], "--quick: got 'no --results'"),
         (["--task", "text", "--only", "dense"], "--only: got 'dense'"),
+        (["--report", "--results", str(report.RESULTS.parent / "new")], "--results: got"),
     ],
 )
-def test_refuses_bad_flags(flags, complaint, capsys):
-    """A misspelt variant that trains nothing; two steps kept beside the real results."""
+def test_refuses_bad_flags(flags, complaint, capsys, monkeypatch):
+    """A misspelt variant that trains nothing; two steps kept beside the real results; a report of
+    other results in the place of the real one."""
+    monkeypatch.setattr(compare, "run", lambda *args: None)
+    monkeypatch.setattr(report, "write", lambda results: [])
     with pytest.raises(SystemExit):
         compare.main(flags)
     assert complaint in capsys.readouterr().err
