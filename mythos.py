@@ -42,7 +42,6 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import cleandoc
 from types import SimpleNamespace
 
 import torch
@@ -471,11 +470,10 @@ class Cache:
 
         A later token may run those loops, and will read these rows.
         """
-        new = slice(self.n_tokens, self.n_tokens + n_new)
-        n_loops = self.layout["n_loops"]
-        source, first, end = (self.loop_slot(t) for t in (loops_run - 1, loops_run, n_loops))
-        copies = self.rows[source:first, :, new].repeat(n_loops - loops_run, 1, 1, 1)
-        self.rows[first:end, :, new] = copies
+        new, n_loops = slice(self.n_tokens, self.n_tokens + n_new), self.layout["n_loops"]
+        looped = self.rows[self.loop_slot(0) : self.loop_slot(n_loops), :, new]
+        looped = looped.unflatten(0, (n_loops, -1))  # (n_loops, recurrent_layers, N, n_new, W)
+        looped[loops_run:] = looped[loops_run - 1]
 
 
 def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
@@ -504,22 +502,23 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
 # ------------------------------------------------------------------------------------------------
 
 
-def make_block(c: MythosConfig, experts: bool) -> Block:
-    """A block with the config's attention, and with experts or a dense SwiGLU."""
-    D, w = c.d_model, derive_widths(c)
-    heads = dict(d_model=D, n_heads=c.n_heads, head_dim=w.head_dim)
-    if c.attention_type == "mla":
-        ranks = dict(kv_lora_rank=w.kv_lora_rank, q_lora_rank=c.q_lora_rank)
-        attention = MultiHeadLatentAttention(
-            **heads, **ranks, rope_dim=w.rope_dim, norm_eps=c.norm_eps
-        )
+def make_block(w: SimpleNamespace, experts: bool) -> Block:
+    """A block with attention of the config's type, and with experts or a dense SwiGLU.
+
+    w: the config's fields with every width filled in, from `derive_widths`.
+    """
+    heads = dict(d_model=w.d_model, n_heads=w.n_heads, head_dim=w.head_dim)
+    if w.attention_type == "mla":
+        heads |= dict(rope_dim=w.rope_dim, kv_lora_rank=w.kv_lora_rank, q_lora_rank=w.q_lora_rank)
+        attention = MultiHeadLatentAttention(**heads, norm_eps=w.norm_eps)
     else:
         attention = GroupedQueryAttention(**heads, n_kv_heads=w.n_kv_heads)
-    ffn = SwiGLU(D, w.d_ff)
     if experts:
-        K, shared = c.num_experts_per_token, c.num_shared_experts
-        ffn = MixtureOfExperts(D, w.d_expert, c.num_experts, K, shared)
-    return Block(D, attention, ffn, c.norm_eps)
+        routed = w.num_experts, w.num_experts_per_token
+        ffn = MixtureOfExperts(w.d_model, w.d_expert, *routed, w.num_shared_experts)
+    else:
+        ffn = SwiGLU(w.d_model, w.d_ff)
+    return Block(w.d_model, attention, ffn, w.norm_eps)
 
 
 def relative_change(h_next: Tensor, h: Tensor) -> Tensor:
@@ -539,17 +538,17 @@ class RecurrentDepthTransformer(nn.Module):
         ok = config is None or isinstance(config, MythosConfig)
         expect(ok, "config", config, "a MythosConfig or None")
         self.config = c = replace(config or MythosConfig(), **overrides)
-        self.widths = derive_widths(c)
+        self.widths = w = derive_widths(c)
         D, eps, experts = c.d_model, c.norm_eps, c.num_experts > 0
         self.embed = nn.Embedding(c.vocab_size, D)
-        self.prelude = nn.ModuleList(make_block(c, False) for _ in range(c.prelude_layers))
+        self.prelude = nn.ModuleList(make_block(w, False) for _ in range(c.prelude_layers))
         self.input_norm = nn.RMSNorm(D, eps=eps)
-        self.recurrent = nn.ModuleList(make_block(c, experts) for _ in range(c.recurrent_layers))
+        self.recurrent = nn.ModuleList(make_block(w, experts) for _ in range(c.recurrent_layers))
         if c.recurrent_layers > 0:
             self.loop_norm = nn.RMSNorm(D, eps=eps)
             self.state_update = StateUpdate(D, c.spectral_radius_target)
         self.state_norm = nn.RMSNorm(D, eps=eps)
-        self.coda = nn.ModuleList(make_block(c, False) for _ in range(c.coda_layers))
+        self.coda = nn.ModuleList(make_block(w, False) for _ in range(c.coda_layers))
         self.output_norm = nn.RMSNorm(D, eps=eps)
         self.head = nn.Linear(D, c.vocab_size, bias=False)
         self.init_weights()
@@ -709,7 +708,7 @@ class RecurrentDepthTransformer(nn.Module):
         whose probabilities reach p (nucleus sampling, arXiv 1904.09751). A sequence that has
         produced eos_token is padded with it; generation ends early when every one has. n_loops and
         halt_threshold are forward's. Raises ValueError for arguments out of range, if prompt and
-        new tokens exceed config.max_seq_len, and if the logits contain inf or nan.
+        new tokens exceed config.max_seq_len, and if the logits contain +inf or nan.
         """
         how = dict(temperature=temperature, top_k=top_k, top_p=top_p)
         n_loops = check_call(self, tokens, n_loops=n_loops, halt_threshold=halt_threshold,
@@ -915,34 +914,6 @@ def get_model_config(name: str) -> MythosConfig:
     return MythosConfig(**dict(zip(SIZE_FIELDS, numbers, strict=True)))
 
 
-def print_sizes() -> None:
-    """Mythos sizes. layers: prelude + recurrent × max loops + coda.
-
-    active: parameters that one token uses; executed: with the loop's counted L times.
-    cache: bytes per token at L loops in bf16. tokens: 20 per active parameter (Chinchilla);
-    FLOPs: to train on them. Extrapolated: Parcae fitted its laws below 1.3e20 FLOPs.
-    """
-    print(cleandoc(print_sizes.__doc__), end="\n\n")
-    line = "{:>5} {:>9} {:>9} {:>11}  {:<10} {:<11} {:>8} {:>10} {:>10} {:>7} {:>8}".format
-    print(line(*"size total active executed layers experts context MLA-cache GQA-cache tokens "
-               "FLOPs".split()))  # fmt: skip
-    for name in SIZES:
-        c = get_model_config(name)
-        with torch.device("meta"):  # shapes without memory
-            model = RecurrentDepthTransformer(c)
-            gqa = RecurrentDepthTransformer(c, attention_type="gqa")
-        active = num_params(model, active=True)
-        scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
-        counts = (num_params(model), active, executed_params(model))
-        counts = (f"{n / scale:.2f}{unit}" for n in counts)
-        layers = f"{c.prelude_layers}+{c.recurrent_layers}×{c.max_loop_iters}+{c.coda_layers}"
-        experts = f"{c.num_experts_per_token}/{c.num_experts} + {c.num_shared_experts}"
-        caches = (f"{kv_bytes_per_token(m):,}" for m in (model, gqa))
-        flops = 3 * flops_per_token(model, context=c.max_seq_len // 2) * 20 * active
-        print(line(name, *counts, layers, experts, f"{c.max_seq_len:,}", *caches,
-                   f"{20 * active / 1e9:.3g}B", f"{flops:.1e}"))  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------------
 # Plumbing: widths by rule, a module that may be bypassed, a matrix product per expert
 # ------------------------------------------------------------------------------------------------
@@ -1138,4 +1109,6 @@ def check_cache(model: RecurrentDepthTransformer, cache: Cache, tokens: Tensor, 
 
 
 if __name__ == "__main__":
+    from experiments.sizes import print_sizes
+
     print_sizes()

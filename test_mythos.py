@@ -25,6 +25,7 @@ from torch import nn
 from torch.testing import assert_close  # float32: 1e-5 absolute + 1.3e-6 relative
 
 import mythos
+from experiments.sizes import print_sizes
 from mythos import GroupedQueryAttention as GQA
 from mythos import (
     MixtureOfExperts,
@@ -785,7 +786,7 @@ def test_a_model_that_diverged_says_so(temperature):
     finite any more."""
     for broken in (math.nan, math.inf):
         model = make()
-        model.head.weight.data[3, 0] = broken
+        model.head.weight.data[3] = broken
         with pytest.raises(ValueError, match="^logits: got 'inf or nan', expected finite"):
             model.generate(ids(1, 3), 1, temperature=temperature)
 
@@ -1142,7 +1143,7 @@ def test_flops_by_hand(n_loops):
 def test_size_table_has_the_numbers_of_the_models(capsys):
     """A size missing from the table of `python mythos.py`, a line wider than 120 columns, columns
     swapped, FLOPs of inference: a table that nobody computes again."""
-    mythos.print_sizes()
+    print_sizes()
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines) <= 120
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
