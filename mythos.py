@@ -238,14 +238,14 @@ class MultiHeadLatentAttention(nn.Module):
         """
         U = self.kv_up_proj.weight.view(self.n_heads, 2 * self.head_dim, self.kv_lora_rank)
         U_k, U_v = U.chunk(2, dim=1)
-        q = torch.einsum("nhtc,hcz->nthz", q, U_k)
-        q = torch.cat([q, q_rope.transpose(1, 2)], dim=-1)  # (N, 1, H, W)
+        q = torch.einsum("nhc,hcz->nhz", q.squeeze(2), U_k)
+        q = torch.cat([q, q_rope.squeeze(2)], dim=-1)[:, None]  # (N, 1, H, W)
         rows = rows[:, None]  # (N, 1, S, W)
         # The score is still one of C + rope_dim numbers, though q and rows are W wide.
         scale = (self.head_dim + self.rope_dim) ** -0.5
         out = F.scaled_dot_product_attention(q, rows, rows, scale=scale)
-        out = out[..., : self.kv_lora_rank]  # the averaged rotated keys are not part of the value
-        return torch.einsum("nthz,hcz->nhtc", out, U_v)
+        out = out[:, 0, :, : self.kv_lora_rank]  # what it averaged of rotated keys is no value
+        return torch.einsum("nhz,hcz->nhc", out, U_v).unsqueeze(2)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -581,7 +581,7 @@ class RecurrentDepthTransformer(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor | None = None, *,
                 n_loops: int | None = None, grad_loops: int | None = None,
                 halt_threshold: float | None = None, cache: Cache | None = None,
-                ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+                logits_to_keep: int = 0) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Token ids (N, T) -> logits (N, T, V) and, given targets (N, T), their mean cross-entropy.
 
         targets: the id wanted at each position (the caller shifts); −100 is not scored.
@@ -591,18 +591,20 @@ class RecurrentDepthTransformer(nn.Module):
         halt_threshold: a token halts once a loop's relative change of its state falls below it
             (`has_settled`); the loop ends when all tokens of the call have halted. See `run_loop`.
         cache: tokens continue the sequences that the cache holds.
+        logits_to_keep: the logits of only so many last tokens, (N, logits_to_keep, V); 0: of all.
         Halting and caching are for inference: with either, no gradient is recorded.
         Raises ValueError naming the argument that is out of range.
         """
         n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, grad_loops=grad_loops,
-                             halt_threshold=halt_threshold)  # fmt: skip
+                             halt_threshold=halt_threshold,
+                             logits_to_keep=logits_to_keep)  # fmt: skip
         if halt_threshold is not None and cache is None:
             cache = self.new_cache(*tokens.shape, n_loops)  # it holds the rows of halted tokens
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             h, rope = self.run_prelude(tokens, cache)
             if n_loops > 0:
                 h, _ = self.run_loop(h, rope, n_loops, grad_loops, halt_threshold, cache)
-            logits = self.run_coda(h, rope, cache)
+            logits = self.run_coda(h, rope, cache, logits_to_keep)
         if cache is not None:
             cache.n_tokens += tokens.shape[1]
         if targets is None:
@@ -684,11 +686,11 @@ class RecurrentDepthTransformer(nn.Module):
                 break
         return h, loops_used
 
-    def run_coda(self, h: Tensor, rope: Tensor, cache: Cache | None = None) -> Tensor:
-        """logits = head(RMSNorm(Coda(RMSNorm(h)))), (N, T, V)."""
+    def run_coda(self, h: Tensor, rope: Tensor, cache=None, logits_to_keep: int = 0) -> Tensor:
+        """logits = head(RMSNorm(Coda(RMSNorm(h)))), (N, T, V). logits_to_keep: see forward."""
         slot = 0 if cache is None else cache.loop_slot(cache.layout["n_loops"])
         x = self.run_blocks(self.coda, self.state_norm(h), rope, cache, slot)
-        return self.head(self.output_norm(x))
+        return self.head(self.output_norm(x[:, -logits_to_keep:]))  # −0: all
 
     def new_cache(self, batch_size: int, length: int, n_loops: int | None = None) -> Cache:
         """An empty cache for `length` tokens at exactly `n_loops` loops, on the model's device."""
@@ -718,7 +720,8 @@ class RecurrentDepthTransformer(nn.Module):
         done = torch.zeros(N, 1, dtype=torch.bool, device=tokens.device)
         with evaluation_mode(self):
             for _ in range(max_new_tokens):
-                logits, _ = self(new, n_loops=n_loops, halt_threshold=halt_threshold, cache=cache)
+                logits, _ = self(new, n_loops=n_loops, halt_threshold=halt_threshold, cache=cache,
+                                 logits_to_keep=1)  # fmt: skip
                 new = sample(logits[:, -1], **how, generator=generator).to(tokens.dtype)
                 if eos_token is not None:
                     new = new.masked_fill(done, eos_token)
@@ -1007,7 +1010,8 @@ def expect(ok: bool, field: str, got: object, expected: object) -> None:
 # RULES inverts this, name -> rule. Those in MAY_BE_NONE may also be None.
 NUMBERS = {
     ("an integer >= 0", int, lambda x: x >= 0): """prelude_layers recurrent_layers coda_layers
-        max_loop_iters num_experts num_shared_experts n_loops max_new_tokens eos_token context""",
+        max_loop_iters num_experts num_shared_experts n_loops max_new_tokens eos_token context
+        logits_to_keep""",
     ("an integer >= 1", int, lambda x: x >= 1): """vocab_size d_model max_seq_len n_heads head_dim
         n_kv_heads kv_lora_rank q_lora_rank d_ff num_experts_per_token d_expert grad_loops top_k
         batch_size length bytes_per_number iterations""",
@@ -1071,6 +1075,8 @@ def check_call(model, tokens, targets=None, cache=None, *, n_loops, **numbers) -
     expect(ok, "eos_token", eos_token, f"an id below vocab_size = {c.vocab_size}, or None")
     check_ids(model, "tokens", tokens, tokens)
     if targets is not None:
+        keep = numbers.get("logits_to_keep", 0)
+        expect(keep == 0, "logits_to_keep", keep, "0 (all) when there are targets to score")
         check_ids(model, "targets", targets, tokens)
     if cache is not None:
         check_cache(model, cache, tokens, n_loops)

@@ -25,7 +25,6 @@ from torch import nn
 from torch.testing import assert_close  # float32: 1e-5 absolute + 1.3e-6 relative
 
 import mythos
-from experiments.sizes import print_sizes
 from mythos import GroupedQueryAttention as GQA
 from mythos import (
     MixtureOfExperts,
@@ -630,7 +629,9 @@ def test_any_chunks_equal_one_pass(halted, kind, layers, n_loops, quantile, size
     cache.n_tokens = 0  # what it held before must not show
     chunks = [model(chunk, **how, cache=cache)[0] for chunk in tokens.split(sizes, dim=1)]
     assert cache.n_tokens == T
-    assert_close(torch.cat(chunks, dim=1), model(tokens, **how)[0])
+    logits, _ = model(tokens, **how)
+    assert_close(torch.cat(chunks, dim=1), logits)
+    assert_close(model(tokens, **how, logits_to_keep=1)[0], logits[:, -1:])
 
 
 @both
@@ -720,7 +721,10 @@ def test_greedy_is_argmax_of_one_pass(kind, halted):
     """A cached or halted decoder with another answer; a crash at temperature 0 (flaw 18)."""
     model, tokens = make(3, attention_type=kind), ids(2, 5)
     how = dict(n_loops=5, halt_threshold=clear_threshold(model, ids(2, 13), 5) if halted else None)
-    out, prompt = model.generate(tokens, 8, temperature=0, **how), tokens
+    seen, prompt = [], tokens
+    model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    out = model.generate(tokens, 8, temperature=0, **how)
+    assert seen == [1] * 8  # the prompt's logits would be memory and time for nothing
     for _ in range(8):
         new = model(tokens, **how)[0][:, -1].argmax(dim=-1, keepdim=True)
         tokens = torch.cat([tokens, new], dim=1)
@@ -1140,28 +1144,6 @@ def test_flops_by_hand(n_loops):
     assert executed_params(model, n_loops) == flops_per_token(model, n_loops) / 2 == run
 
 
-def test_size_table_has_the_numbers_of_the_models(capsys):
-    """A size missing from the table of `python mythos.py`, a line wider than 120 columns, columns
-    swapped, FLOPs of inference: a table that nobody computes again."""
-    print_sizes()
-    lines = capsys.readouterr().out.splitlines()
-    assert max(len(line) for line in lines) <= 120
-    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
-    for name in ("tiny", *SIZES):
-        c, model, row = get_model_config(name), named(name), rows[name]
-        active = num_params(model, active=True)
-        with torch.device("meta"):
-            gqa = RecurrentDepthTransformer(c, attention_type="gqa")
-        flops = 3 * flops_per_token(model, context=c.max_seq_len // 2) * 20 * active
-        counts = (num_params(model), active, executed_params(model))
-        scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
-        assert row[:3] == [f"{n / scale:.2f}{unit}" for n in counts]
-        layers = f"{c.prelude_layers}+{c.recurrent_layers}×{c.max_loop_iters}+{c.coda_layers}"
-        assert row[3] == layers and row[7] == f"{c.max_seq_len:,}"
-        assert row[8:10] == [f"{kv_bytes_per_token(m):,}" for m in (model, gqa)]
-        assert row[10:] == [f"{20 * active / 1e9:.3g}B", f"{flops:.1e}"]
-
-
 # ---- config and bad calls ----
 
 BAD_FIELDS = dict(
@@ -1258,7 +1240,9 @@ BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by n
     (lambda m, **bad: m(X, **bad), dict(
         n_loops=(-1, 1.0, True, "2"), grad_loops=(0, -1, 1.5, True),
         halt_threshold=(-0.1, NaN, inf, "0.3", True), targets=(X.float(), X * -100),
+        logits_to_keep=(-1, 1.0, None),
     )),
+    (lambda m, **bad: m(X, X, **bad), dict(logits_to_keep=(1,))),
     (lambda m, max_new_tokens=1, **bad: m.generate(X, max_new_tokens, **bad), dict(
         n_loops=(-1, 2.0), halt_threshold=(-1,), max_new_tokens=(-1, 1.5), top_k=(0, 2.0),
         temperature=(-1, inf, NaN, "1", True), top_p=(0, 1.5, NaN, "a"), eos_token=(37, -1, 1.0),
