@@ -355,7 +355,7 @@ def decoding(device: torch.device) -> Rows:
 def halting(checkpoint: Path, device: torch.device) -> Rows:
     """One query after the other on the trained toy: 12 loops for all, against halting."""
     model, task = load_model(checkpoint).to(device), Chains()
-    n, L, right = task.n_nodes, task.train_loops, {}
+    n, L, right = task.n_nodes, task.test_loops, {}
     tokens, ends, distance = task.test_set()
     tokens = tokens[:SEQUENCES].to(device)
 

@@ -8,7 +8,10 @@ import argparse
 import json
 import os
 import platform
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,36 @@ from mythos import expect
 
 def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def say(text: str) -> None:
+    """Print. A log on a full disk or a reader that has left must not end a training."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # nobody reads on: `| head`
+    except (OSError, ValueError):  # ValueError: a stream that is closed
+        pass
+
+
+def accept_any_character() -> None:
+    """A console or a file that is not UTF-8 gets a ? for what it cannot hold, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # tests put other objects there
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def ctrl_c(pressed: Callable[[], None]):
+    """Inside, Ctrl-C calls `pressed` and nothing else. Other threads never see it: no change."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: pressed())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments import report, variants
-from experiments.command import describe_machine, write_atomically
+from experiments.command import accept_any_character, describe_machine, say, write_atomically
 from experiments.report import RESULTS
 from experiments.text import Text
 from mythos import (
@@ -151,7 +151,7 @@ def measure_text(model: RecurrentDepthTransformer, task: Text) -> dict:
 
 def measure_stability(model: RecurrentDepthTransformer, task: Chains) -> dict:
     """Does it still answer, and how does the state move?"""
-    accuracy, _ = task.measure(model, sorted({Chains.train_loops, variants.MOST_LOOPS}))
+    accuracy, _ = task.measure(model, sorted({Chains.test_loops, variants.MOST_LOOPS}))
     return {"accuracy": accuracy} | dynamics(model, task.test_set()[0][:8])
 
 
@@ -179,7 +179,7 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
     if path.exists():
         return
     variant, checkpoint = variants.VARIANTS[kind][name], runs / kind / f"{name}-seed{seed}.pt"
-    print(f"\n{kind} {name}, seed {seed}: {variant.what}", flush=True)
+    say(f"\n{kind} {name}, seed {seed}: {variant.what}")
     torch.manual_seed(seed)
     task = variant.task()
     steps = steps or task.steps
@@ -207,7 +207,7 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
         numbers |= MEASURES[kind](model.eval(), task)
     text = json.dumps(numbers, indent=1)
     write_atomically(path, lambda path: path.write_text(text, "utf-8"))
-    print(f"measured in {time.perf_counter() - started - seconds:.0f} s: {path.name}", flush=True)
+    say(f"measured in {time.perf_counter() - started - seconds:.0f} s: {path.name}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -219,13 +219,14 @@ def main(arguments: list[str] | None = None) -> int:
     known = variants.VARIANTS
     parser = argparse.ArgumentParser(description="Train and compare variants of Mythos.")
     parser.add_argument("--task", choices=tuple(known), default="chains")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="train these (default: all)")
     parser.add_argument("--quick", action="store_true", help="2 steps each: does everything run?")
     parser.add_argument("--report", action="store_true", help="train nothing, write RESULTS.md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="checkpoints")
     args = parser.parse_args(arguments)
+    accept_any_character()
     results = args.results.resolve()
     try:
         for name in args.only or []:
@@ -243,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name in args.only or known[args.task]:
                 run(args.task, name, seed, results, args.runs, steps)
     for path in report.write(results):
-        print(path)
+        say(str(path))
     return 0
 
 

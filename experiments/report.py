@@ -7,16 +7,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean as mean
+from statistics import stdev
 from typing import NamedTuple
 
 from experiments import variants
 from experiments.command import write_atomically
 from experiments.text import Text
-from experiments.variants import UNSTABLE, VARIANTS, ToldHops, supervision
-from train_tiny import Chains, mean
+from experiments.variants import VARIANTS, ToldHops, supervision
+from train_tiny import Chains
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MADE_WITH = "Made with code up to commit eacaa0e; to be renewed."
+MADE_WITH = "Made with code up to commit eacaa0e and its recipe; to be renewed."
 NEAR, LAST = Chains.train_hops, Chains.longest - 1  # hops: the most in training, and in the test
 
 # ------------------------------------------------------------------------------------------------
@@ -33,16 +35,8 @@ def load_runs(folder: Path, stem: str) -> list[dict]:
 
 
 def load_results(kind: str, results: Path) -> Runs:
-    """Of each variant that has any, in the order of VARIANTS; of stability, by learning rate."""
+    """Of each variant that has any, in the order of VARIANTS."""
     found = {name: load_runs(results / kind, name) for name in VARIANTS[kind]}
-    if kind == "stability" and any(found.values()):
-        found |= {f"{name}-lr1": load_runs(results / "chains", name) for name in UNSTABLE}
-
-        def rank(key: str) -> tuple[int, float]:
-            name, _, scale = key.rpartition("-lr")
-            return UNSTABLE.index(name), float(scale)
-
-        found = {key: found[key] for key in sorted(found, key=rank)}
     return {name: runs for name, runs in found.items() if runs}
 
 
@@ -53,7 +47,7 @@ def accuracy_at(numbers: dict, loops: int) -> list[float]:
 
 def reach(numbers: dict) -> int:
     """The largest hop count up to which accuracy never falls below 90%; −1 if it has none."""
-    accuracy = accuracy_at(numbers, Chains.train_loops)
+    accuracy = accuracy_at(numbers, Chains.test_loops)
     return next((k for k, a in enumerate(accuracy) if a < 0.9), len(accuracy)) - 1
 
 
@@ -85,23 +79,38 @@ def table(found: Runs, columns: dict[str, Column]) -> str:
     return markdown(["variant", *columns], rows)
 
 
+# Student's t: with n values, the 95% interval of their mean is ± T95[n] · deviation / √n.
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26, 20: 2.09}
+
+
 def spread(values: list[float], form: str = ".1f") -> str:
-    """Mean, and in brackets the smallest and the largest of the seeds. A dash: there are none."""
-    if not values:
-        return "–"
-    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
-    return f"{mean(values):{form}}" + (f" ({low} to {high})" if low != high else "")
+    """Mean ± half of its 95% t interval over the seeds. A dash: there are none."""
+    if len(values) < 2:
+        return f"{values[0]:{form}}" if values else "–"
+    half = T95[len(values)] * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):{form}}" + (f" ± {half:{form}}" if half else "")
+
+
+def against_loop(found: Runs, measure: Callable[[dict], float]) -> Column:
+    """What the loop has more than a variant, in points: differences within each seed."""
+    loop = {n["seed"]: measure(n) for n in found.get("loop", [])}
+
+    def column(name: str, runs: list[dict]) -> str:
+        seeds = [n for n in runs if n["seed"] in loop and name != "loop"]
+        return spread([100 * (loop[n["seed"]] - measure(n)) for n in seeds], "+.1f")
+
+    return column
 
 
 def over(measure: Callable[[dict], float], form: str = ".1f") -> Column:
     return lambda name, runs: spread([measure(numbers) for numbers in runs], form)
 
 
-def at_hops(hops: int, loops: int = Chains.train_loops) -> Column:
+def at_hops(hops: int, loops: int = Chains.test_loops) -> Column:
     """Accuracy in %; a dash where a model was never asked."""
 
     def column(name: str, runs: list[dict]) -> str:
-        asked = was_asked(name, runs, hops) and (has_loop(runs) or loops == Chains.train_loops)
+        asked = was_asked(name, runs, hops) and (has_loop(runs) or loops == Chains.test_loops)
         return spread([100 * accuracy_at(n, loops)[hops] for n in runs if asked])
 
     return column
@@ -119,10 +128,10 @@ HALTING_CONTROLS = (
 # The loop and its strongest opponents, in README's summary and in the picture, with its lines.
 PICTURED = {
     "loop": "C0o-",
+    "one-loop": "C7x:",
     "flat-flops": "C1s:",
     "flat-flops-long": "C1s-",
-    "flat-flops-told": "C2^:",
-    "flat-flops-told-deep": "C3v:",
+    "every-hop": "C2^-",
     "flat-flops-told-deep-long": "C3v-",
 }
 
@@ -131,10 +140,12 @@ def readme_summary(found: Runs) -> str:
     """The loop and its strongest opponents. found: what `load_results` has of the chains."""
     columns: dict[str, Column] = {"supervision": lambda name, runs: supervision(name)}
     columns |= PARAMETERS | {f"{k} hops": at_hops(k) for k in (NEAR, NEAR + 1, LAST)}
+    title = f"the loop's lead at {LAST} hops"
+    columns |= {title: against_loop(found, lambda n: accuracy_at(n, Chains.test_loops)[LAST])}
     rows = [
         [VARIANTS["chains"][name].what, *(cell(name, found[name]) for cell in columns.values())]
         for name in PICTURED
-        if name in found
+        if name in found and (name == "loop" or supervision(name) == "ends")
     ]
     return markdown(["model", *columns], rows)
 
@@ -157,12 +168,12 @@ class Section(NamedTuple):
         return "\n\n".join(part for part in parts if part)
 
 
-EVERY_HOP = "Given to each arm: the answer after every hop, told T as the number of loops"
-MIXED = (
-    "Given to the loops and to the stacks that are told T: the answer after every hop; to the "
-    "other stacks and to `fixed-loops`: the ends of chains only."
+GIVEN = (
+    "Given to each arm: edges and the ends of chains at most 5 hops away (`-deep`: 10), the same "
+    "batches in the same order for one seed, 600 steps (`-long`: 1,800). To `every-hop` and to the "
+    "`-told` stacks: the answer after every hop, and how many hops are asked for."
 )
-LOOPS_ONLY = f"{EVERY_HOP}; only to `fixed-loops` the ends of chains."
+LOOPS_ONLY = "Given to each arm as above."
 
 
 def chains_sections(found: Runs) -> list[Section]:
@@ -180,7 +191,7 @@ def chains_sections(found: Runs) -> list[Section]:
         "supervision": lambda name, runs: supervision(name),
         "seeds": lambda name, runs: f"{len(runs)}",
     }
-    quality = {WORST: over(lambda n: 100 * min(accuracy_at(n, Chains.train_loops)[: NEAR + 1]))}
+    quality = {WORST: over(lambda n: 100 * min(accuracy_at(n, Chains.test_loops)[: NEAR + 1]))}
     quality |= {f"{k} hops": at_hops(k) for k in (NEAR + 1, 8, LAST)}
     quality |= {f"{LAST} hops, {variants.MOST_LOOPS} loops": at_hops(LAST, variants.MOST_LOOPS)}
     quality |= {"reach": over(reach, ".0f")}
@@ -202,21 +213,18 @@ def chains_sections(found: Runs) -> list[Section]:
     return [
         Section(
             "With a loop and without",
-            "Given: *every hop*, the answer after T hops for all T, and told T; *ends*, the ends "
-            "of chains only, T unknown.",
+            GIVEN,
             readme_summary(found),
-            "The loop is taught the answer after every hop, and stacks that are not told T see "
-            "ends only: those two differ in supervision as well.",
+            "All arms of this table are taught the same. The lead: differences within each seed, "
+            "in points.",
             "Left: accuracy by hops, with and without a loop. Right: what each change costs.",
         ),
-        Section("All variants: what they cost", MIXED, table(found, what | PARAMETERS)),
+        Section("All variants: what they cost", GIVEN, table(found, what | PARAMETERS)),
         Section(
             "All variants: how far they get",
-            MIXED,
+            GIVEN,
             table(found, quality),
-            "A free A, dense layers, GQA, a loop index and a LoRA per loop change little. Where e "
-            "enters only once, what never halts drifts. `fixed-loops` differs from the loop in "
-            "three things at once: depth, curriculum and supervision.",
+            "Where intervals overlap, nothing is shown.",
         ),
         Section(
             f"Halting below {Chains.halt_threshold}",
@@ -269,7 +277,7 @@ def stability_sections(found: Runs) -> list[Section]:
     columns: dict[str, Column] = {
         "diverged": lambda name, runs: f"{sum('diverged' in n for n in runs)} of {len(runs)}"
     }
-    for L in (Chains.train_loops, variants.MOST_LOOPS):
+    for L in (Chains.test_loops, variants.MOST_LOOPS):
         title = f"{LAST} hops, {L} loops"
         columns |= {title: finished(lambda n, L=L: 100 * accuracy_at(n, L)[LAST])}
     columns |= norms(".3g") | {"rho(A)": finished(lambda n: n["rho"], ".2f")}
@@ -278,8 +286,8 @@ def stability_sections(found: Runs) -> list[Section]:
     return [
         Section(
             "Other learning rates",
-            f"{EVERY_HOP}; and all learning rates times the number in the name (`lr1`: the runs "
-            "above).",
+            f"{MADE_WITH} Given to each arm: the answer after every hop, told T as the number of "
+            "loops; all learning rates times the number in the name.",
             table(found, columns),
             "The bound on A is a guarantee; the toy gets by without it.",
         )
@@ -287,7 +295,7 @@ def stability_sections(found: Runs) -> list[Section]:
 
 
 def text_sections(found: Runs) -> list[Section]:
-    given = "Given to each arm: the next byte"
+    given = f"{MADE_WITH} Given to each arm: the next byte"
     what: dict[str, Column] = {
         "what differs": lambda name, runs: VARIANTS["text"][name].what,
         "seeds": lambda name, runs: f"{len(runs)}",
@@ -344,14 +352,14 @@ def trainer_sections(results: Path) -> list[Section]:
         head = ["attention", "seed", WORST, "8 hops", f"{LAST} hops", "halting: accuracy"]
         rows = []
         for n in runs:
-            at, halting = accuracy_at(n, Chains.train_loops), n["halting"]
+            at, halting = accuracy_at(n, Chains.test_loops), n["halting"]
             halting = halting[str(Chains.halt_threshold)]
             shares = [min(at[: NEAR + 1]), at[8], at[LAST], mean(halting["accuracy"])]
             numbers = [f"{100 * share:.1f}" for share in shares]
             numbers += [f"{mean(halting['loops']):.1f}", f"{n['seconds']:.0f}"]
             rows.append([n["attention"].upper(), f"{n['seed']}", *numbers])
-        given = f"{EVERY_HOP}; no training answer is more than {NEAR} hops away."
-        made = f"After {Chains.train_loops} loops, or halting below {Chains.halt_threshold}."
+        given = f"Given: edges and the ends of chains, none more than {NEAR} hops away."
+        made = f"After {Chains.test_loops} loops, or halting below {Chains.halt_threshold}."
         made += " The time depends on what else the machine did."
         rows = markdown([*head, "mean loops", "seconds"], rows)
         sections.append(Section("python train_tiny.py", given, rows, made))
@@ -389,8 +397,9 @@ def draw_chains(found: Runs, path: Path) -> None:
     left, right = picture.subplots(1, 2)
     for name in (name for name in PICTURED if name in found):
         hops = [k for k in range(Chains.longest) if was_asked(name, found[name], k)]
-        accuracy = [accuracy_at(n, Chains.train_loops) for n in found[name]]
+        accuracy = [accuracy_at(n, Chains.test_loops) for n in found[name]]
         middle, low, high = by_seed([[100 * at[k] for k in hops] for at in accuracy])
+        # shaded: from the worst seed to the best
         label = f"{VARIANTS['chains'][name].what} ({supervision(name)})"
         (line,) = left.plot(hops, middle, PICTURED[name], label=label)
         left.fill_between(hops, low, high, color=line.get_color(), alpha=0.2)
@@ -406,7 +415,7 @@ def draw_chains(found: Runs, path: Path) -> None:
 
     names = [name for name in found if has_loop(found[name])][::-1]
     for row, name in enumerate(names):
-        for loops, mark in ((Chains.train_loops, "C0o"), (variants.MOST_LOOPS, "C3x")):
+        for loops, mark in ((Chains.test_loops, "C0o"), (variants.MOST_LOOPS, "C3x")):
             points = [100 * accuracy_at(n, loops)[LAST] for n in found[name]]
             label = f"after {loops} loops" if row == 0 else None
             right.plot(points, [row] * len(points), mark, label=label, alpha=0.8)
@@ -451,8 +460,8 @@ DRAW = {"chains": draw_chains, "text": draw_text}
 INTRODUCTION = f"""# Results
 
 Written by `python -m experiments.compare --report` from the JSON files in [results](results); a
-test compares. Accuracy in %, mean of the seeds, in brackets the smallest and the largest; after
-{Chains.train_loops} loops where nothing else is said. *reach*: the hop count up to which accuracy
+test compares. Accuracy in %: the mean of the seeds ± half of its 95% t interval; after
+{Chains.test_loops} loops where nothing else is said. *reach*: the hop count up to which accuracy
 stays at 90% or more (the test ends at {LAST}). A dash: the model was never asked, or every run
 diverged. A stack is a transformer without a loop."""
 
@@ -462,7 +471,7 @@ def results_text(results: Path) -> str:
     pages = [INTRODUCTION]
     if trainer := trainer_sections(results):
         pages += ["## The trainer's own runs", *(section.page("") for section in trainer)]
-    pages += ["## The comparison", MADE_WITH]
+    pages += ["## The comparison"]
     for kind in ("chains", "stability", "text"):
         if found := load_results(kind, results):
             pages += [section.page(kind) for section in SECTIONS[kind](found)]

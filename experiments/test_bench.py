@@ -42,7 +42,7 @@ def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capfd):
     capfd.readouterr()
     path = tmp_path / "bench.json"
     flags = ["--device", "cpu", "--results", str(path)]
-    assert bench.main([*flags, "--checkpoint", str(tmp_path / "chains-mla-seed0.pt")]) == 0
+    assert bench.main([*flags, "--checkpoint", str(tmp_path / "chains-mla-seed0-steps1.pt")]) == 0
     parts, (printed, errors) = json.loads(path.read_text())["parts"], capfd.readouterr()
     assert list(parts) == ["Training", "Decoding", "Experts", "Memory", "Halting"] and not errors
     assert parts["Decoding"][-1][0].startswith("operators called to decode")

@@ -6,6 +6,7 @@ longer: the drill that kills a training twenty times, the runs on two ranks, the
 """
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import torch
 import train_tiny
 from experiments import text
 from experiments.command import write_atomically
+from experiments.test_trainer import AnySteps
 from mythos import RecurrentDepthTransformer
 
 torch.set_num_threads(1)
@@ -42,11 +45,12 @@ SHRINK = """if True:
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
-    """Chains shrunk to what a test can train."""
+    """Chains shrunk to what a test can train; any number of steps has the default's file names."""
     full, tiny = train_tiny.Chains.config, dict(d_model=32, n_heads=2, num_experts=4)
     config = lambda self, kind: dataclasses.replace(full(self, kind), **tiny)  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_tiny.Chains, "config", config)
+        patch.setattr(train_tiny.Chains, "steps", AnySteps(600))
         patch.setattr(train_tiny.Chains, "batch_size", 4)
         patch.setattr(train_tiny.Chains, "test_size", 4)
         yield
@@ -94,7 +98,7 @@ def model_of_next_run(monkeypatch):
         ),
         (["text", "--data", "{tmp}/file"], "--data: got (37, 3), expected 258 bytes"),
         (["text", "--data", "x" * 5000], "xxx', expected readable files"),
-        (["--resume"], "chains-mla-seed0.pt', expected a checkpoint"),
+        (["--resume"], "chains-mla-seed0.pt', expected a file that a training has saved"),
         (["--device", "abacus"], "--device: got 'abacus', expected cpu, cuda or mps"),
         (["--device", "meta"], "--device: got 'meta', expected cpu, cuda or mps"),
         (["--device", "cuda:99"], "--device: got 'cuda:99', expected a device of this"),
@@ -155,8 +159,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(monkeypatch, tmp_pa
     monkeypatch.setattr(train_tiny.Chains, "prepare", with_bad_gradient)
     assert main(tmp_path, "--steps", "2") == 3
     told = capsys.readouterr().err
-    assert re.search(r"step 1, at 1 loops: loss \d\.\d+, gradient norm (nan|inf), rho", told), told
-    assert re.search(r"gain of the loop \d+\.\d+; nothing is saved yet\.\n$", told), told
+    numbers = r"loss \d\.\d+, gradient norm (nan|inf), rho"
+    assert re.search(rf"step 1, at \d+ loops: {numbers}", told), told
+    assert re.search(rf"gain of the loop \d+\.\d+; .*{NAME}\.pt is kept\.\n$", told), told
     model, before = models[0]
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]), name
@@ -168,7 +173,8 @@ def test_parameters_that_are_not_finite_are_never_saved(monkeypatch, tmp_path, c
     models = model_of_next_run(monkeypatch)
     after_step(monkeypatch, 4, lambda: models[0].head.weight.data[0].fill_(math.nan))
     assert main(tmp_path, "--steps", "4") == 3
-    assert "step 4, at 1 loops: parameter norm nan, rho(A)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert re.search(r"step 4, at \d+ loops: parameter norm nan, rho\(A\)", told), told
     assert train_tiny.load_checkpoint(tmp_path / f"{NAME}.pt")["step"] == 2
 
 
@@ -195,8 +201,90 @@ def test_watching_the_numbers_costs_no_extra_wait_for_a_gpu(monkeypatch, tmp_pat
 
         monkeypatch.setattr(torch.Tensor, name, count)
     assert main(tmp_path, "--steps", "7") == 1
-    # one in each step; when it saves also the parameters' norm
-    assert waits.count("step") == 7 and waits.count("save") == 1, waits
+    # one in each step; when it saves, first and last, also the parameters' norm
+    assert waits.count("step") == 7 and waits.count("save") == 2, waits
+
+
+# ---- output that cannot be printed ----
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
+def test_no_character_ends_a_run(encoding, tmp_path):
+    """× or → on a console that is not UTF-8: exit 2, "bad arguments", after the training."""
+    code = (
+        SHRINK
+        + f"    raise SystemExit(train_tiny.main(['--steps', '1', '--out', {str(tmp_path)!r}]))"
+    )
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True)
+    out = run.stdout.decode(encoding)
+    assert (run.returncode, run.stderr) == (1, b"") and out.rstrip().endswith("FAIL"), run
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".png", ".pt"}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), BrokenPipeError(), ValueError()])
+def test_a_line_that_cannot_be_printed_costs_only_that_line(error, monkeypatch, tmp_path):
+    """A log on a full disk, or `| head`, that ends the training: results after one step of 600."""
+
+    class Full(io.StringIO):
+        def write(self, line):
+            raise error
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(tmp_path, "--steps", "3") == 1
+    assert json.loads((tmp_path / f"{NAME}.json").read_text())["steps"] == 3
+    assert train_tiny.load_checkpoint(tmp_path / f"{NAME}.pt")["step"] == 3
+
+
+def test_an_error_of_ours_is_not_blamed_on_the_flags(monkeypatch, tmp_path):
+    """Any ValueError called a bad argument; Ctrl-C's handler set outside the main thread."""
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(main(tmp_path, "--steps", "1")))
+    thread.start()
+    thread.join()
+    assert codes == [1]
+
+    def broken(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(train_tiny.Chains, "evaluate", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(tmp_path / "other", "--steps", "1")
+
+
+def test_ctrl_c_while_measuring_says_what_is_saved(monkeypatch, tmp_path, capsys):
+    """A traceback, and no word about the trained model."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_tiny.Chains, "evaluate", interrupted)
+    assert main(tmp_path, "--steps", "1") == 130
+    assert "--resume" in capsys.readouterr().out
+
+
+# ---- runs that share a folder ----
+
+
+def test_no_run_overwrites_another(monkeypatch, tmp_path, capsys):
+    """`--steps 1`, or the same command typed again, that costs a trained checkpoint."""
+    assert main(tmp_path, "--steps", "2") == 1
+    kept = (tmp_path / f"{NAME}.pt").read_bytes()
+    with pytest.raises(SystemExit):
+        main(tmp_path, "--steps", "2")
+    assert f"{NAME}.pt', expected no such file yet (--resume" in capsys.readouterr().err
+    monkeypatch.setattr(train_tiny.Chains, "steps", 2)
+    assert main(tmp_path, "--steps", "1") == 1
+    assert (tmp_path / f"{NAME}-steps1.pt").is_file()
+    assert (tmp_path / f"{NAME}.pt").read_bytes() == kept
+    assert "s left" in capsys.readouterr().out
+
+
+def test_progress_fits_a_screen(tmp_path, capsys):
+    """Lines that wrap."""
+    assert main(tmp_path, "--steps", "1") == 1
+    out = capsys.readouterr().out
+    assert "step    1/1" in out and max(map(len, out.splitlines())) <= 100 + len(str(tmp_path))
 
 
 # ---- disks and pictures ----
@@ -246,8 +334,9 @@ def test_a_disk_full_at_the_end_still_reports(disk, tmp_path, capsys):
     disk(None)
     out = capsys.readouterr().out
     assert "Accuracy (%)" in out and out.endswith("FAIL\n")
-    for suffix in (".pt", ".png"):
-        assert f"warning: {tmp_path}/{NAME}{suffix} could not be written: " in out
+    for step in ("step 0: ", "step 1: "):
+        assert f"warning: {step}{tmp_path}/{NAME}.pt could not be written: " in out
+    assert f"warning: {tmp_path}/{NAME}.png could not be written: " in out
     assert files(tmp_path) == [f"{NAME}.json"]
     assert json.loads((tmp_path / f"{NAME}.json").read_text())["steps"] == 1
 
@@ -268,7 +357,8 @@ def test_each_file_is_written_whatever_happens_to_the_others(blocked, tmp_path, 
     (tmp_path / f"{NAME}{blocked}" / "in the way").mkdir(parents=True)
     assert main(tmp_path, "--steps", "1") == 4
     out = capsys.readouterr().out
-    assert out.count("warning") == 1 and f"{NAME}{blocked} could not be written" in out
+    warned = 2 if blocked == ".pt" else 1  # before the first step, and after the last
+    assert out.count("warning") == warned and f"{NAME}{blocked} could not be written" in out
     assert files(tmp_path) == [f"{NAME}{suffix}" for suffix in (".json", ".png", ".pt")]
     assert all((tmp_path / name).is_file() for name in files(tmp_path) if blocked not in name[-5:])
 
@@ -384,7 +474,7 @@ def test_damaged_checkpoints_are_refused(checkpoint, tmp_path, capsys):
     whole = train_tiny.load_checkpoint(path)
     for _ in range(15):
         path.write_bytes(checkpoint[: rng.randrange(len(checkpoint))])
-        assert "is no checkpoint of this run" in refusal(tmp_path, capsys)
+        assert "is no checkpoint of this" in refusal(tmp_path, capsys)
     for _ in range(60):
         altered = bytearray(checkpoint)
         altered[rng.randrange(len(altered))] ^= 1 << rng.randrange(8)
@@ -427,7 +517,7 @@ def test_foreign_checkpoints_are_refused(what, checkpoint, tmp_path, capsys):
     path = tmp_path / f"{NAME}.pt"
     path.write_bytes(checkpoint)
     torch.save(FOREIGN[what](train_tiny.load_checkpoint(path)), path)
-    assert f"--resume: {path} is no checkpoint of this run: " in refusal(tmp_path, capsys)
+    assert f"{path} is no checkpoint of this" in refusal(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
@@ -436,23 +526,25 @@ def test_foreign_checkpoints_are_refused(what, checkpoint, tmp_path, capsys):
         (["--attention", "gqa"], "config"),
         (["--seed", "1"], "seed"),
         (["--steps", "3"], "steps"),
-        (["--data", "{tmp}/other"], "data_crc"),
+        (["--data", "{tmp}/other/text"], "data_crc"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(flags, differs, monkeypatch, tmp_path, capsys):
     """Two runs mixed: a renamed checkpoint, or other text in the middle of a training."""
     monkeypatch.setattr(text.Text, "context", 32)
+    monkeypatch.setattr(text.Text, "steps", AnySteps(900))
     monkeypatch.setattr(text.Text, "batch_size", 1)
     monkeypatch.setattr(text.Text, "evaluate", lambda *_: {"checks": []})
     monkeypatch.setattr(text.Text, "describe", lambda *_: "")
-    for name in ("text", "other"):
+    for name in ("text", "other/text"):  # one name, two texts
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"Some {name}, again and again. " * 200)
     run, first = train_tiny.main, []
     if "--data" in flags:
         run, first = text.main, ["--data", f"{tmp_path}/text"]
     out = ["--out", str(tmp_path), "--steps", "2"]
     assert run([*out, *first]) in (0, 1)
-    stem = f"{'text' if first else 'chains'}-{'gqa' if 'gqa' in flags else 'mla'}"
+    stem = f"{'text-text' if first else 'chains'}-{'gqa' if 'gqa' in flags else 'mla'}"
     (saved,) = tmp_path.glob("*.pt")
     saved.rename(tmp_path / f"{stem}-seed{1 if '--seed' in flags else 0}.pt")
     with pytest.raises(SystemExit) as stop:
@@ -479,7 +571,7 @@ def test_nothing_is_unpickled(zipped, checkpoint, tmp_path, capsys):
     (tmp_path / f"{NAME}.pt").write_bytes(checkpoint)
     saved = train_tiny.load_checkpoint(tmp_path / f"{NAME}.pt") | {"extra": Malicious(trap)}
     torch.save(saved, tmp_path / f"{NAME}.pt", _use_new_zipfile_serialization=zipped)
-    assert "is no checkpoint of this run" in refusal(tmp_path, capsys)
+    assert "is no checkpoint of this" in refusal(tmp_path, capsys)
     assert not trap.exists()
     torch.load(tmp_path / f"{NAME}.pt", weights_only=False)
     assert trap.exists(), "the trap would not have caught anything"

@@ -40,12 +40,15 @@ class Text:
     mean_loops, loop_spread, most_loops, deep_share = 4, 0.5, 16, 0.1  # see `draw_loops`
 
     def __init__(self, data: Path | None = None) -> None:
-        pieces = read_pieces(data)
+        pieces, self.default_data = read_pieces(data), data is None
         test = b"".join(pieces[:: self.held_out])[: self.test_bytes]
         train = b"".join(p for i, p in enumerate(pieces) if i % self.held_out)
         got, least = (len(train), len(test)), self.context + 2
         expect(min(got) >= least, "--data", got, f"{least} bytes or more to train and to test")
         self.test, self.train_data = test, torch.frombuffer(bytearray(train), dtype=torch.uint8)
+        source = data or "the source files of Python's own library"
+        self.about = f"{source}: {len(train):,} bytes to train on, {len(test):,} to test"
+        self.name = f"text-{data.resolve().name}" if data else "text"
         self.data_crc = zlib.crc32(test + train)  # resuming with other files would mix two runs
 
     def config(self, attention_type: str) -> MythosConfig:
@@ -114,7 +117,8 @@ class Text:
             ("bits per byte, wanted below zlib's", best, "<=", others["zlib -9, whole files"]),
             ("largest difference from 2 to 16 loops", max(settled) - min(settled), "<=", 0.05),
         ]
-        sample = bytes(ids[0].tolist()).decode(errors="replace")
+        sample = readable(bytes(ids[0].tolist()))
+        checks = checks if self.default_data else []  # other data may be anything
         return {"bits_per_byte": bits, "compressors": others, "sample": sample, "checks": checks}
 
     def describe(self, results: dict) -> str:
@@ -129,6 +133,12 @@ class Text:
             f"The stretch goal, lzma over whole files, is {ahead:+.3f} bits per byte away."
         )
         return "\n".join(lines)
+
+
+def readable(data: bytes) -> str:
+    """Bytes as text. What would move a terminal's cursor, or cannot be decoded, becomes a dot."""
+    text = data.decode(errors="replace").replace("\ufffd", "·")
+    return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text)
 
 
 def read_pieces(data: Path | None) -> list[bytes]:

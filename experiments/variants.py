@@ -20,49 +20,95 @@ from train_tiny import Chains
 # ------------------------------------------------------------------------------------------------
 
 
-class Ends(Chains):
-    """Chains for a model without loops, which is not told T: the answer is the chain's end.
-
-    The same curriculum, in hops instead of loops: at first only queries whose end is at most 1 hop
-    away are scored; each time those are mastered, a hop more, up to `farthest`.
-    """
-
-    farthest = 5
+class Flat(Chains):
+    """For a model without a loop: the same batches, targets and curriculum."""
 
     def draw_loops(self, generator: torch.Generator) -> int:
-        return self.train_loops  # the targets' T. The model runs none.
-
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-        self.train_hops = self.frontier
-        return *super().batch(generator)[:2], 0
-
-    def learned(self, n_loops: int, loss: float) -> None:
-        if self.frontier < self.farthest and loss < 0.2:
-            self.frontier += 1
+        return 0
 
 
-class DeepEnds(Ends):
+class DeepFlat(Flat):
     """Trained on all hop counts that the test asks for, so that nobody can say it was starved."""
 
-    farthest = 10
+    train_hops = 10
 
 
-class SlowEnds(Ends):
+class LongFlat(Flat):
+    """Three times the steps: 14 layers may only be slower to learn."""
+
+    steps = 3 * Chains.steps
+
+
+class SlowFlat(Flat):
     """A third of the learning rates, which were found for the loop: 14 layers may want less."""
 
     lr_scale = 1 / 3
 
 
-class FastEnds(Ends):
+class FastFlat(Flat):
     """Or more."""
 
     lr_scale = 2.0
 
 
-class LongEnds(Ends):
-    """Three times the steps: 14 layers may only be slower to learn."""
+class OneLoop(Chains):
+    """The same model run once: what a loop has to beat first."""
 
-    steps = 3 * Chains.steps
+    def draw_loops(self, generator: torch.Generator) -> int:
+        return 1
+
+
+class FixedLoops(Chains):
+    """Always 12 loops, however many hops are asked for."""
+
+    def draw_loops(self, generator: torch.Generator) -> int:
+        return self.test_loops
+
+
+class ShortGradient(Chains):
+    """The gradient goes through the last 6 loops only: cheaper deep steps."""
+
+    grad_loops = 6
+
+
+class EveryHop(Chains):
+    """Taught more: with T loops the answer is where the query is after T hops, for all T."""
+
+    train_loops = 12  # at most
+
+    def draw_loops(self, generator: torch.Generator) -> int:
+        """While climbing: half of the steps at the frontier. After: 3 of 4 at most 5 loops deep."""
+
+        def draw(low: int, high: int) -> int:
+            return int(torch.randint(low, high + 1, (), generator=generator))
+
+        if self.frontier < self.train_loops:
+            return self.frontier if draw(0, 1) else draw(1, self.frontier)
+        hops = self.train_hops
+        return draw(1, hops) if draw(1, 4) <= 3 else draw(hops + 1, self.train_loops)
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        """tokens and targets (B, 2n), the answers after T hops, and T.
+
+        Only queries whose answer is at most 5 hops away are scored; the others are −100. With
+        T > 5 that leaves the nodes near the end of their chain: they have to stand still there.
+        """
+        n, B, T = self.n_nodes, self.batch_size, self.draw_loops(generator)
+        longest = torch.randint(2, n + 1, (B, 1), generator=generator)
+        lengths = 1 + (torch.rand(B, n, generator=generator) * longest).long()
+        tokens, queries, successors, _ = self.sequences(lengths, generator)
+        path = [queries]
+        for _ in range(T):
+            path.append(successors.gather(1, path[-1]))
+        near = path[-1] == path[min(T, self.train_hops)]
+        answers = torch.where(near, path[-1], -100)
+        pointed_to = (tokens[:, :n] - n) % n
+        return tokens, torch.cat([pointed_to, answers], dim=1), T
+
+    def learned(self, n_loops: int, loss: float) -> None:
+        """Curriculum: once the largest loop count so far is mastered, allow one more."""
+        if n_loops == self.frontier < self.train_loops and loss < 0.2:
+            self.frontier += 1
 
 
 class HopEmbedding(nn.Embedding):
@@ -77,8 +123,8 @@ class HopEmbedding(nn.Embedding):
         return super().forward(tokens) + self.hops[self.T]
 
 
-class ToldHops(Chains):
-    """For a model without loops that is told T: the loop's own batches, targets and curriculum.
+class ToldHops(EveryHop):
+    """For a model without loops that is told T: taught every hop, as the loop of EveryHop is.
 
     What the loop learns from f^T at every T, this model can learn, too.
     """
@@ -118,13 +164,6 @@ class Far(Chains):
     """A test of 14 hops instead of 10: almost three times as far as any training answer."""
 
     longest, decoys = 15, (2, 2, 1)
-
-
-class FixedLoops(Chains):
-    """Always the same number of loops: no curriculum, and the answer is always a chain's end."""
-
-    def draw_loops(self, generator: torch.Generator) -> int:
-        return self.train_loops
 
 
 class FlatText(Text):
@@ -203,9 +242,8 @@ class Variant(NamedTuple):
 
 def supervision(name: str) -> str:
     """What a variant of the chains is taught: the answer after T hops, for all T, with T given (as
-    the number of loops, or as a vector), or the ends of chains alone, with T unknown or fixed."""
-    task = VARIANTS["chains"][name].task
-    return "ends" if issubclass(task, Ends | FixedLoops) else "every hop"
+    the number of loops, or as a vector); or the ends of chains alone, with T unknown."""
+    return "every hop" if issubclass(VARIANTS["chains"][name].task, EveryHop) else "ends"
 
 
 # Dense layers without a loop. d_ff is chosen so that 3 of them have as many parameters as the model
@@ -218,22 +256,23 @@ TEXT_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=6, d_ff
 VARIANTS = {
     "chains": {
         "loop": Variant("the loop of train_tiny.py"),
-        "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, Ends),
-        "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, Ends),
-        "flat-params-deep": Variant("3 layers, curriculum up to 10 hops", SAME_PARAMS, DeepEnds),
-        "flat-flops-deep": Variant("14 layers, curriculum up to 10 hops", SAME_FLOPS, DeepEnds),
-        "flat-flops-slow": Variant("14 layers, a third of the learning rate", SAME_FLOPS, SlowEnds),
-        "flat-flops-fast": Variant("14 layers, twice the learning rate", SAME_FLOPS, FastEnds),
-        "flat-params-told": Variant("3 layers, told how many hops", SAME_PARAMS, ToldHops),
+        "one-loop": Variant("the same model, always one loop", task=OneLoop),
+        "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, Flat),
+        "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, Flat),
+        "flat-flops-slow": Variant("14 layers, a third of the learning rate", SAME_FLOPS, SlowFlat),
+        "flat-flops-fast": Variant("14 layers, twice the learning rate", SAME_FLOPS, FastFlat),
+        "flat-flops-long": Variant("14 layers, three times the steps", SAME_FLOPS, LongFlat),
+        "flat-flops-deep": Variant("14 layers, trained to 10 hops", SAME_FLOPS, DeepFlat),
+        "every-hop": Variant("the loop, taught every hop", task=EveryHop),
         "flat-flops-told": Variant("14 layers, told how many hops", SAME_FLOPS, ToldHops),
         "flat-flops-told-deep": Variant(
             "14 layers, told, trained to 10 hops", SAME_FLOPS, DeepToldHops
         ),
-        "flat-flops-long": Variant("14 layers, three times the steps", SAME_FLOPS, LongEnds),
         "flat-flops-told-deep-long": Variant(
             "14 layers, told, to 10 hops, three times the steps", SAME_FLOPS, LongDeepToldHops
         ),
-        "fixed-loops": Variant("always 12 loops: no curriculum, ends only", {}, FixedLoops),
+        "fixed-loops": Variant("always 12 loops in training", task=FixedLoops),
+        "short-gradient": Variant("gradient through the last 6 loops", task=ShortGradient),
         "no-injection": Variant("B = 0", model=NoInjection),
         "input-once": Variant("e in the first loop only", model=InputOnce),
         "free-a": Variant("A unconstrained", dict(spectral_radius_target=None)),

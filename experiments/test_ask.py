@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Tests of ask.py and show.py: what one can do with a trained model."""
+
+import pytest
+import torch
+
+import train_tiny
+from experiments import ask, show, text
+from experiments.test_trainer import oracle, small, tiny_model  # noqa: F401
+from train_tiny import Chains
+
+torch.set_num_threads(1)
+EDGES = "0-4 3→1 4->3 1-1 2-2"
+
+
+def test_edges_are_read_as_written():
+    """Another arrow than that of the docstring; an edge read backwards."""
+    assert ask.read_edges(EDGES, 20) == {0: 4, 3: 1, 4: 3, 1: 1, 2: 2}
+
+
+@pytest.mark.parametrize(
+    "edges, told",
+    [("", "expected such as"), ("0 4", "expected such as"), ("0-20", "nodes from 0 to 19"),
+     ("0-1 0-2", "two out of 0"), ("0-1", "expected one; if a chain ends there, 1-1")],
+)  # fmt: skip
+def test_bad_edges_are_refused(edges, told):
+    """A question that nobody can answer, answered; an end that is made up in silence."""
+    with pytest.raises(ValueError, match="^edges: got ") as error:
+        ask.read_edges(edges, 20)
+    assert told in str(error.value).replace("'", "")
+
+
+def test_answers_stand_under_their_questions(monkeypatch):
+    """A row that belongs to other loops or other nodes; a wrong truth."""
+    monkeypatch.setattr(ask, "logits_per_loop", oracle())
+    said = ask.ask_chains(tiny_model(), EDGES, 3, 0.3).splitlines()
+    assert said[0].split()[-5:] == ["0", "1", "2", "3", "4"]
+    assert [line.split()[-5:] for line in said[1:4]] == [
+        ["4", "1", "2", "1", "3"], ["3", "1", "2", "1", "1"], ["1", "1", "2", "1", "1"],
+    ]  # fmt: skip
+    assert said[-1].split()[-5:] == ["1", "1", "2", "1", "1"] and said[-2].split()[-5:] == ["7"] * 5
+    assert "a ring has no end" in ask.ask_chains(tiny_model(), "0-1 1-0", 1, 0.3)
+
+
+def test_a_trained_model_answers(small, tmp_path, capsys):  # noqa: F811
+    """A checkpoint that is not found, or of another task than the question."""
+    train_tiny.main(["--steps", "1", "--out", str(tmp_path)])
+    path = tmp_path / "chains-mla-seed0.pt"
+    capsys.readouterr()
+    assert ask.main([EDGES, "--checkpoint", str(path), "--loops", "2"]) == 0
+    assert "after 2 loops" in capsys.readouterr().out
+    for flags in (
+        ["--checkpoint", str(tmp_path / "no")],
+        ["--checkpoint", str(path), "--loops", "0"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            ask.main([EDGES, *flags])
+        assert stop.value.code == 2
+    with pytest.raises(SystemExit):
+        ask.main(["def ", "--checkpoint", str(path)])
+    assert "edges: got 'def '" in capsys.readouterr().err
+
+
+def test_text_is_continued(monkeypatch, tmp_path, capsys):
+    """A sample that ignores its prompt, its length or its seed."""
+    monkeypatch.setattr(text.Text, "context", 32)
+    (tmp_path / "data").write_bytes(b"abcd" * 400)
+    flags = ["--steps", "1", "--out", str(tmp_path), "--data", str(tmp_path / "data")]
+    assert text.main(flags) == 0
+    capsys.readouterr()
+    how = ["--checkpoint", str(tmp_path / "text-data-mla-seed0-steps1.pt"), "--bytes", "9"]
+    said = []
+    for more in ([], [], ["--seed", "1"], ["--temperature", "0", "--loops", "2", "--halt", "0.1"]):
+        assert ask.main(["abc", *how, *more]) == 0
+        said.append(capsys.readouterr().out)
+    assert all(s.startswith("abc") for s in said) and said[0] == said[1] != said[2]
+    with pytest.raises(SystemExit):
+        ask.main(["abc", *how, "--halt", "-1"])
+    assert "halt_threshold: got -1.0" in capsys.readouterr().err
+
+
+def test_the_moving_picture_has_a_frame_for_each_loop(tmp_path, monkeypatch):
+    """A picture that does not move."""
+    from PIL import Image  # matplotlib brings it
+
+    task = Chains()
+    task.test_size = 4
+    show.draw_moving(task, tiny_model(), tmp_path / "x.gif", last=3)
+    with Image.open(tmp_path / "x.gif") as picture:
+        assert picture.n_frames >= 3
