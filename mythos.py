@@ -26,7 +26,7 @@ Not here: training (train_tiny.py), tokenizers, dropout, multi-token prediction,
 The architecture is speculation, after OpenMythos, a community's guess at how a looped model might
 be built. It is not affiliated with Anthropic, nor confirmed by them.
 
-Letters in equations and shapes. A *row* is what the cache holds of a token.
+Letters in equations and shapes. A *row* is what the cache keeps for one token.
     N  sequences in the batch     D  d_model              H  query heads
     T  new tokens in this call    C  head_dim             G  key/value heads (GQA)
     S  all tokens: past and new   Z  kv_lora_rank (MLA)   W  numbers in a row
@@ -58,7 +58,8 @@ class MythosConfig:
     """Every number of the architecture. The defaults build in a moment on a laptop.
 
     A width that is None follows the rule in its comment; `derive_widths` returns the number.
-    Raises ValueError at construction if a field, or a combination of fields, is impossible.
+    Raises ValueError at construction if a field, or a combination of fields, is impossible. A field
+    that you add is not checked until you list it in NUMBERS.
     """
 
     vocab_size: int = 256  # V; 256: bytes
@@ -85,7 +86,7 @@ class MythosConfig:
     d_ff: int | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, up to a multiple of 64
     num_experts: int = 8  # E, routed
     num_experts_per_token: int = 2  # K
-    num_shared_experts: int = 1  # experts that every token uses, beside its K
+    num_shared_experts: int = 1  # experts that every token uses, in addition to its K
     d_expert: int | None = None  # of an expert; None: d_ff / (K + shared), up to a multiple of 8
 
     norm_eps: float = 1e-6
@@ -119,26 +120,28 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).to(x.dtype)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·kᵀ / sqrt(width))·v for T queries, the last of S tokens: (N, H, T, width of v).
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """softmax(scale·q·kᵀ)·v for T queries, the last of S tokens: (N, H, T, width of v).
 
     Query i is token S − T + i, and sees the keys 0 … S − T + i. q is (N, H, T, width); k and v
-    (N, G, S, ..) may have fewer heads.
+    (N, G, S, ..) may have fewer heads. scale: None is 1 / sqrt(width).
     """
-    T, S = q.shape[-2], k.shape[-2]
+    (N, H, T, _), (_, G, S, _) = q.shape, k.shape
     if T == S:  # no past, and no T×T mask either
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    # With a past, is_causal is wrong (it shows key 0 alone to query 0): the mask is written out.
-    # One query sees everything.
-    mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    if T == 1:  # it sees everything: heads that share a key pass for several queries of one head
+        out = F.scaled_dot_product_attention(q.reshape(N, G, H // G, -1), k, v, scale=scale)
+        return out.reshape(N, H, 1, -1)
+    # With a past, is_causal is wrong (it lets query 0 see key 0 only), so the mask is written out.
+    mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
 
 
 class GroupedQueryAttention(nn.Module):
     """Causal self-attention in which H / G query heads share one key/value head (Ainslie 2023).
 
-    forward: x (N, T, D), rope = `rope_angles` of x's positions -> (N, T, D). What later tokens need
-    of a token, its row, are its keys and values: W = 2·G·C numbers. `append`, given when there is a
+    forward: x (N, T, D), rope = `rope_angles` of x's positions -> (N, T, D). A token's row, which
+    later tokens need, holds its keys and values: W = 2·G·C numbers. `append`, given when there is a
     cache, stores the new rows (N, T, W) and returns the rows of all tokens so far, (N, S, W).
 
     To lift it: `nn`, `F`, `Tensor`, `apply_rope`, `causal_attention`.
@@ -175,9 +178,9 @@ class MultiHeadLatentAttention(nn.Module):
     Each head's score has a part without positions, C wide, and a rotated part:
         score(i, j) = (q_i·k_j + q_rope_i·k_rope_j) / sqrt(C + rope_dim)
         k_j = U_k·latent_j,   v_j = U_v·latent_j                     kv_up_proj holds U_k and U_v
-    (k_j is DeepSeek's k_nope.) If RoPE turned k_j as well, a rotation that depends on j would sit
-    between q and U_k, and `absorbed` below could not move U_k to the query's side. Hence the
-    separate rotated key.
+    (k_j is DeepSeek's k_nope.) RoPE rotates by an angle that depends on j. If it rotated k_j too,
+    that rotation would stand between q and U_k, and `absorbed` below could not apply U_k to the
+    query instead. Hence the separate rotated key.
 
     To lift it: `nn`, `F`, `Tensor`, `apply_rope`, `causal_attention`, `is_plain_linear`.
     """
@@ -229,23 +232,20 @@ class MultiHeadLatentAttention(nn.Module):
         return causal_attention(q, k, v)[..., : self.head_dim]
 
     def absorbed(self, q: Tensor, q_rope: Tensor, rows: Tensor) -> Tensor:
-        """Attend with one token (T = 1) to the rows themselves: (N, H, 1, C).
+        """Attend to the rows themselves: (N, H, T, C).
 
         q·(U_k·latent) = (U_kᵀ·q)·latent and Σ p·(U_v·latent) = U_v·(Σ p·latent): apply U_kᵀ to the
-        query and U_v to the sum, and no key or value is ever rebuilt. A row then serves every head,
-        as key (all W numbers) and as value (the first Z). So to the kernel, the H heads of this one
-        token look like H queries of a single head.
+        query and U_v to the sum, and no key or value is ever rebuilt. One row then serves all
+        heads, as key (all W numbers) and as value (the first Z).
         """
         U = self.kv_up_proj.weight.view(self.n_heads, 2 * self.head_dim, self.kv_lora_rank)
         U_k, U_v = U.chunk(2, dim=1)
-        q = torch.einsum("nhc,hcz->nhz", q.squeeze(2), U_k)
-        q = torch.cat([q, q_rope.squeeze(2)], dim=-1)[:, None]  # (N, 1, H, W)
-        rows = rows[:, None]  # (N, 1, S, W)
+        q = torch.cat([torch.einsum("nhtc,hcz->nhtz", q, U_k), q_rope], dim=-1)  # (N, H, T, W)
+        rows = rows[:, None]  # (N, 1, S, W): one key/value head
         # The score is still one of C + rope_dim numbers, though q and rows are W wide.
-        scale = (self.head_dim + self.rope_dim) ** -0.5
-        out = F.scaled_dot_product_attention(q, rows, rows, scale=scale)
-        out = out[:, 0, :, : self.kv_lora_rank]  # what it averaged of rotated keys is no value
-        return torch.einsum("nhz,hcz->nhc", out, U_v).unsqueeze(2)
+        out = causal_attention(q, rows, rows, scale=(self.head_dim + self.rope_dim) ** -0.5)
+        out = out[..., : self.kv_lora_rank]  # the averaged rotated keys are not part of the value
+        return torch.einsum("nhtz,hcz->nhtc", out, U_v)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -391,8 +391,8 @@ class Block(nn.Module):
 class StateUpdate(nn.Module):
     """The linear part of the loop: h_{t+1} = A·h_t + B·e + R(h_t, e), each (N, T, D).
 
-    A and B are diagonal, D numbers each. Little is lost: a diagonalisable A is diagonal in some
-    basis, and the layers around it, which can mix channels freely, learn that basis. In return
+    A and B are diagonal, D numbers each. A diagonal A loses little: a diagonalisable A is diagonal
+    in some basis, and the layers around it, which can mix channels freely, learn that basis. And
     the spectral radius rho(A) = max|A_i| is exact and free, and is *bounded* for every value of the
     parameter `a` (unless the target is None):
 
@@ -411,7 +411,7 @@ class StateUpdate(nn.Module):
 
     def __init__(self, d_model: int, spectral_radius_target: float | None = 0.95) -> None:
         super().__init__()
-        self.target = spectral_radius_target
+        self.spectral_radius_target = spectral_radius_target
         self.a = nn.Parameter(torch.empty(d_model))
         self.b = nn.Parameter(torch.empty(d_model))
         self.reset_parameters()
@@ -423,9 +423,10 @@ class StateUpdate(nn.Module):
 
     def diagonal_A(self) -> Tensor:
         """The diagonal of A, (D,), fp32."""
-        if self.target is None:  # free to explode; starts where a target of 0.95 does
-            return self.a.float() + 0.475
-        return self.target * (1 - 2**-8) * self.a.float().sigmoid()
+        a, target = self.a.float(), self.spectral_radius_target
+        if target is None:  # no bound; the start is that of a target of 0.95
+            return a + 0.475
+        return target * (1 - 2**-8) * a.sigmoid()
 
     def forward(self, h: Tensor, e: Tensor, r: Tensor) -> Tensor:
         return self.diagonal_A().to(h.dtype) * h + self.b.to(h.dtype) * e + r
@@ -455,8 +456,9 @@ class Cache:
         """Put new rows (N, T, W) after the n_tokens in a slot, and return all of it, (N, S, W).
 
         Where `active` (N, T) is False the token has halted, and its row of the loop before, which
-        lies recurrent_layers slots earlier, takes the place of the new one. None: all are active,
-        as always in loop 0. Attention sees append(rows): `run_blocks` binds slot and active.
+        lies recurrent_layers slots earlier, takes the place of the new one (why: see `run_loop`).
+        None: no token has halted, which is always so in loop 0. Attention is given append(rows):
+        `run_blocks` fixes slot and active.
         """
         new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
         if active is not None:
@@ -493,7 +495,7 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
     p = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
         mass_before = p.cumsum(dim=-1) - p
-        p = p.masked_fill(mass_before >= max(top_p, 1e-30), 0.0)  # what came before suffices
+        p = p.masked_fill(mass_before >= max(top_p, 1e-30), 0.0)  # the ids before it reach top_p
     return ids.gather(1, p.multinomial(1, generator=generator))
 
 
@@ -563,8 +565,8 @@ class RecurrentDepthTransformer(nn.Module):
         A, B                      a = 0: A starts just below target / 2 (free: 0.475); b = 0.5
         router bias, load         0
 
-        Another module with parameters needs a method reset_parameters: ValueError if it is missing.
-        The model has none, so put a parameter of yours into a module of its own. A Linear with a
+        A module of yours with parameters needs a method reset_parameters (nn.Embedding has one: std
+        1), or ValueError is raised; so put no parameter directly into the model. A Linear with a
         bias, or of another type, is refused too.
         """
         for name, module in self.named_modules():
@@ -601,9 +603,10 @@ class RecurrentDepthTransformer(nn.Module):
         if halt_threshold is not None and cache is None:
             cache = self.new_cache(*tokens.shape, n_loops)  # it holds the rows of halted tokens
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            h, rope = self.run_prelude(tokens, cache)
+            e, rope = self.run_prelude(tokens, cache)
+            h = e
             if n_loops > 0:
-                h, _ = self.run_loop(h, rope, n_loops, grad_loops, halt_threshold, cache)
+                h, _ = self.run_loop(e, rope, n_loops, grad_loops, halt_threshold, cache)
             logits = self.run_coda(h, rope, cache, logits_to_keep)
         if cache is not None:
             cache.n_tokens += tokens.shape[1]
@@ -631,7 +634,10 @@ class RecurrentDepthTransformer(nn.Module):
         return torch.zeros_like(e)
 
     def step(self, h: Tensor, e: Tensor, rope: Tensor, t: int, cache=None, active=None) -> Tensor:
-        """Loop t: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(RMSNorm(h + e)), (N, T, D)."""
+        """Loop t: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(RMSNorm(h + e)), (N, T, D).
+
+        t has no upper limit: a call may ask for more loops than any training.
+        """
         slot = 0 if cache is None else cache.loop_slot(t)
         r = self.run_blocks(self.recurrent, self.loop_norm(h + e), rope, cache, slot, active)
         return self.state_update(h, e, r)
@@ -642,7 +648,7 @@ class RecurrentDepthTransformer(nn.Module):
         A rule of your own may look at a token and those before it, but not at later tokens, nor at
         other sequences: decoding token by token has to halt as one pass does. So it must not run a
         block, such as the coda, either: without the cache a block does not see the past, and with
-        it a block reads rows of states that are not final yet in one pass, but are in decoding.
+        it a block reads rows that may still change in one pass, but not in decoding.
         """
         return relative_change(h_next, h) < halt_threshold  # nan, an exploded state: not settled
 
@@ -654,9 +660,9 @@ class RecurrentDepthTransformer(nn.Module):
         `states`, if given, collects h_1, h_2, … The answer is the *last* state: a weighted sum over
         loops would tie the model to the depth that it was trained at.
 
-        Halting needs a cache. Let s be the first loop after which a token has settled. From then on
-        its state stays h_{s+1}, and in the slots of later loops the cache gets a copy of its rows
-        of loop s. So in loop t a later token reads this token's row of loop min(t, s), whether both
+        Halting needs a cache. Say a token has settled after loop s. From then on its state stays
+        as it is, and in the slots of later loops the cache gets a copy of its rows of loop s. So in
+        loop t a later token reads this token's row of loop min(t, s), whether both
         are in one call or not; and as s depends on no later token, decoding token by token gives
         the answer of one pass (up to rounding, which may make a token halt a loop earlier or
         later). Halting saves work once *all* tokens of the call, in all N sequences, have halted;
@@ -747,7 +753,7 @@ class RecurrentDepthTransformer(nn.Module):
 
 
 def evaluation_mode(model: nn.Module) -> ExitStack:
-    """`with evaluation_mode(model):` at the end each module's own mode is restored."""
+    """`with evaluation_mode(model):` afterwards each module has the mode back that it had."""
     at_exit = ExitStack()
     for module in model.modules():
         at_exit.callback(setattr, module, "training", module.training)
@@ -767,7 +773,7 @@ def diagnostics(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: in
     Entry t is about h_{t+1}, the state that loop t produced.
 
     state_norm   (L, N, T)          |h_{t+1}|, Euclidean
-    change       (L, N, T)          |h_{t+1} − h_t| / |h_{t+1}|, what halting looks at
+    change       (L, N, T)          |h_{t+1} − h_t| / |h_{t+1}|, what `has_settled` compares
     logits       (L, N, T, V)       the answer if the loop ended here
     expert_load  (L, layers, E)     tokens that each looped layer sends to each expert; halted ones
                                     are still computed, and counted
@@ -925,8 +931,8 @@ def get_model_config(name: str) -> MythosConfig:
 def derive_widths(c: MythosConfig) -> SimpleNamespace:
     """The fields of a config, with every width that is None replaced by its rule.
 
-    Also rope_dim, how many numbers of a head RoPE turns (GQA: all C; MLA: C/2 in addition to C),
-    and row = W, how many a token leaves in the cache per layer application.
+    Also rope_dim, how many numbers of a head RoPE rotates (GQA: all C; MLA: C/2 in addition to C),
+    and row = W, how many numbers a token adds to the cache per layer application.
     """
     w, mla = SimpleNamespace(**vars(c)), c.attention_type == "mla"
     w.head_dim = c.head_dim or c.d_model // c.n_heads
@@ -1002,12 +1008,12 @@ traceable_grouped_mm.register_autograd(grouped_mm_gradient, setup_context=groupe
 
 
 def expect(ok: bool, field: str, got: object, expected: object) -> None:
-    if not ok:  # only now are they formatted: to format a length would fix it for torch.compile
+    if not ok:  # format nothing before: torch.compile takes a formatted length for a constant
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
 
-# What every number of a config or a call may be: (in words, type, test) and the names it holds for.
-# RULES inverts this, name -> rule. Those in MAY_BE_NONE may also be None.
+# What each number of a config or a call may be: (in words, type, test), and the names of those
+# numbers. RULES has it the other way round, name -> rule. Those in MAY_BE_NONE may also be None.
 NUMBERS = {
     ("an integer >= 0", int, lambda x: x >= 0): """prelude_layers recurrent_layers coda_layers
         max_loop_iters num_experts num_shared_experts n_loops max_new_tokens eos_token context
@@ -1041,7 +1047,7 @@ def check_config(c: MythosConfig) -> None:
     expect(kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")
     divides, w = c.head_dim is not None or c.d_model % H == 0, derive_widths(c)
     expect(divides, "n_heads", H, f"a divisor of d_model = {c.d_model}, or head_dim given")
-    divisor = 4 if kind == "mla" else 2  # RoPE turns pairs: rope_dim, in MLA head_dim / 2, is even
+    divisor = 4 if kind == "mla" else 2  # for pairs: rope_dim is even (MLA: head_dim / 2)
     expect(w.head_dim % divisor == 0, "head_dim", w.head_dim, f"a multiple of {divisor}, for RoPE")
     divides = kind == "mla" or H % w.n_kv_heads == 0
     expect(divides, "n_kv_heads", w.n_kv_heads, f"a divisor of n_heads = {H}")
