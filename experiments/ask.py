@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("question", help='edges, "0-4 4-4", or the beginning of a text')
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/chains-mla-seed0.pt"))
     parser.add_argument("--loops", type=int, help="at most so many")
-    parser.add_argument("--halt", type=float, help="threshold (chains: 0.3; text: none)")
+    parser.add_argument("--halt", type=float, help="threshold (chains: 0.2; text: none)")
     parser.add_argument("--temperature", type=float, default=0.7, help="of text")
     parser.add_argument("--bytes", type=int, default=256, help="of text")
     parser.add_argument("--seed", type=int, default=0, help="of text")

@@ -161,7 +161,22 @@ def test_readme_loads_what_was_trained(tmp_path, capsys):
     (code,) = re.findall(r"```python\n([^`]*load_model[^`]*)```", README)
     exec(code.replace("runs/chains-mla-seed0.pt", str(path)), {})
     printed = capsys.readouterr().out
-    assert re.findall(r"(?m)^(\d) \[", printed) == ["1", "2", "3"] and "loops that each" in printed
+    assert (
+        "loops that each query took: [" in printed and "rho(A) and the loop's gain: 0." in printed
+    )
+
+
+def test_readme_loops_blocks_and_trains_other_sizes(tmp_path, monkeypatch, capsys):
+    """Snippets that do not run."""
+    loop, mine = (
+        re.search(rf"```python\n((?:(?!```).)*{name}.*?)```", README, re.S)[1]
+        for name in ("class Looped", "class Mine")
+    )
+    exec(loop, {})
+    assert capsys.readouterr().out == "torch.Size([3, 10, 64])\n"
+    monkeypatch.setattr(train_tiny.Chains, "test_size", 4)
+    exec(mine.replace("steps=400", "steps=1").replace("runs/", f"{tmp_path}/"), {})
+    assert (tmp_path / "mine.pt").is_file() and "{4: [" in capsys.readouterr().out
 
 
 def test_readme_names_files_that_exist():
