@@ -1282,3 +1282,7 @@ def test_bad_call_is_refused(field, call):
     """A mistake of the caller that crashes deep inside, or is silently taken for something else."""
     with pytest.raises(ValueError, match="^" + re.escape(field) + ": got (.|\n)*, expected "):
         call(make())
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__]))

@@ -154,7 +154,6 @@ class Chains:
     def evaluate(self, model: RecurrentDepthTransformer) -> dict:
         """All numbers of the test; "checks" is what PASS means: (what, got, sign, bound)."""
         trained, last, deep, halting = self.train_hops, self.longest - 1, (20, 24, 28, 32), {}
-        command.say("\nMeasuring accuracy by loops and hops, then halting …")
         accuracy, _ = self.measure(model, [*range(1, 17), *deep])
         for threshold in (0.5, self.halt_threshold, 0.1):
             right, used = self.measure(model, [32], threshold)
@@ -423,7 +422,6 @@ def launch(parser, arguments: list[str] | None, make_task: Callable) -> int:
     number was no longer finite, 4 if a file could not be written (the rest was), 130 after Ctrl-C.
     """
     args = parser.parse_args(arguments)
-    command.accept_any_character()
     try:  # whatever is wrong until the training is set up is a matter of flags
         expect(args.out != "", "--out", "", "a path")  # Path(""): here
         expect(args.steps > 0, "--steps", args.steps, "a number above 0")
@@ -472,6 +470,7 @@ def run(args, training: Training) -> int:
         say(f"Stopped; {training.unsaved or saved}")
         return 4 if training.unsaved else 130
     trained = time.perf_counter() - started
+    say("\nMeasuring …")
     results = task.evaluate(training.model.eval())
     verdicts = [g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]]
     passed, seconds = all(verdicts), time.perf_counter() - started
@@ -491,4 +490,4 @@ def run(args, training: Training) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run_as_program(main)

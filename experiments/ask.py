@@ -9,12 +9,11 @@ Nodes are numbers from 0 to 19. Each node has one edge out; the end of a chain p
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import torch
 
-from experiments.command import accept_any_character, say
+from experiments.command import run_as_program, say
 from experiments.text import readable
 from mythos import RecurrentDepthTransformer, expect
 from train_tiny import Chains, load_checkpoint, load_model, logits_per_loop
@@ -75,7 +74,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bytes", type=int, default=256, help="of text")
     parser.add_argument("--seed", type=int, default=0, help="of text")
     args = parser.parse_args(arguments)
-    accept_any_character()
     try:
         saved, model = load_checkpoint(args.checkpoint), load_model(args.checkpoint)
         if saved["run"]["task"] == Chains.name:
@@ -95,4 +93,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

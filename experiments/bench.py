@@ -18,7 +18,6 @@ import importlib.util
 import json
 import os
 import statistics
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mythos
-from experiments.command import describe_machine, find_device, write_atomically
+from experiments.command import (
+    describe_machine,
+    find_device,
+    run_as_program,
+    say,
+    write_atomically,
+)
 from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer, expect
 from train_tiny import Chains, load_model
 
@@ -524,17 +529,17 @@ def main(arguments: list[str] | None = None) -> int:
         numbers["machine"] = torch.cuda.get_device_name(device)
     started = time.perf_counter()
     for heading, measures in parts.items():
-        print(f"\n{heading}", flush=True)
+        say(f"\n{heading}")
         numbers["parts"][heading] = rows = []
         for what, value in (row for measure in measures for row in measure(device)):
             rows.append((what, value))
             numbers["seconds"] = time.perf_counter() - started
             write_text(path, json.dumps(numbers, indent=1, ensure_ascii=False))
-            print(textwrap.fill(f"{what:<64} {value}", 100, subsequent_indent=" " * 8), flush=True)
+            say(textwrap.fill(f"{what:<64} {value}", 100, subsequent_indent=" " * 8))
         write_report(numbers, speed)
-    print(f"\n{numbers['seconds']:.0f} s on {numbers['machine']}\n{args.results}\n{speed}")
+    say(f"\n{numbers['seconds']:.0f} s on {numbers['machine']}\n{args.results}\n{speed}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,16 @@ def accept_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # tests put other objects there
             stream.reconfigure(errors="replace")
+
+
+def run_as_program(main: Callable[[], int | None]) -> None:
+    """What `python -m experiments.NAME` does: Ctrl-C ends it in one line, without a traceback."""
+    accept_any_character()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        say("Stopped.")
+        sys.exit(130)
 
 
 @contextmanager
@@ -89,6 +100,9 @@ def writable_folder(name: str) -> Path:
         folder = Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        for left in folder.glob("tmp-*"):  # by a run that was killed in the middle of a save
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink()
     return folder
 
 

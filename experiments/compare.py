@@ -14,7 +14,6 @@ from its checkpoint.
 import argparse
 import json
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments import report, variants
-from experiments.command import accept_any_character, describe_machine, say, write_atomically
+from experiments.command import describe_machine, run_as_program, say, write_atomically
 from experiments.report import RESULTS
 from experiments.text import Text
 from mythos import (
@@ -226,7 +225,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="checkpoints")
     args = parser.parse_args(arguments)
-    accept_any_character()
     results = args.results.resolve()
     try:
         for name in args.only or []:
@@ -249,4 +247,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

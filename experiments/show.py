@@ -10,7 +10,7 @@ from statistics import fmean as mean
 
 import torch
 
-from experiments.command import accept_any_character, refusing, say, write_atomically
+from experiments.command import refusing, run_as_program, say, write_atomically
 
 NEVER = "in no training answer →"
 
@@ -113,13 +113,12 @@ def draw_moving(task, model, path: Path, last: int = 14) -> None:
             writer.grab_frame()
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     from train_tiny import Chains, load_model
 
-    accept_any_character()
     path = Path(__file__).with_name("chains.gif")
     with refusing("usage: python -m experiments.show CHECKPOINT"):
-        (checkpoint,) = arguments
+        (checkpoint,) = sys.argv[1:] if arguments is None else arguments
         model, task = load_model(checkpoint), Chains()
     write_atomically(path, lambda path: draw_moving(task, model, path))
     say(f"{path.name}: {path.stat().st_size:,} bytes")
@@ -127,4 +126,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_as_program(main)

@@ -5,6 +5,7 @@ from inspect import cleandoc
 
 import torch
 
+from experiments.command import say
 from mythos import (
     SIZES,
     RecurrentDepthTransformer,
@@ -23,10 +24,10 @@ def print_sizes() -> None:
     cache: bytes per token at L loops in bf16. tokens: 20 per active parameter (Chinchilla);
     FLOPs: to train on them. Extrapolated: Parcae fitted its laws below 1.3e20 FLOPs.
     """
-    print(cleandoc(print_sizes.__doc__), end="\n\n")
+    say(cleandoc(print_sizes.__doc__) + "\n")
     line = "{:>5} {:>9} {:>9} {:>11}  {:<10} {:<11} {:>8} {:>10} {:>10} {:>7} {:>8}".format
-    print(line(*"size total active executed layers experts context MLA-cache GQA-cache tokens "
-               "FLOPs".split()))  # fmt: skip
+    say(line(*"size total active executed layers experts context MLA-cache GQA-cache tokens "
+              "FLOPs".split()))  # fmt: skip
     for name in SIZES:
         c = get_model_config(name)
         with torch.device("meta"):  # shapes without memory
@@ -40,5 +41,5 @@ def print_sizes() -> None:
         experts = f"{c.num_experts_per_token}/{c.num_experts} + {c.num_shared_experts}"
         caches = (f"{kv_bytes_per_token(m):,}" for m in (model, gqa))
         flops = 3 * flops_per_token(model, context=c.max_seq_len // 2) * 20 * active
-        print(line(name, *counts, layers, experts, f"{c.max_seq_len:,}", *caches,
-                   f"{20 * active / 1e9:.3g}B", f"{flops:.1e}"))  # fmt: skip
+        say(line(name, *counts, layers, experts, f"{c.max_seq_len:,}", *caches,
+                 f"{20 * active / 1e9:.3g}B", f"{flops:.1e}"))  # fmt: skip

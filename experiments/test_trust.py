@@ -25,7 +25,7 @@ import torch
 
 import train_tiny
 from experiments import text
-from experiments.command import write_atomically
+from experiments.command import run_as_program, write_atomically
 from experiments.test_trainer import AnySteps
 from mythos import RecurrentDepthTransformer
 
@@ -263,7 +263,34 @@ def test_ctrl_c_while_measuring_says_what_is_saved(monkeypatch, tmp_path, capsys
     assert "--resume" in capsys.readouterr().out
 
 
+def test_a_reader_that_leaves_ends_a_table_quietly():
+    """`python mythos.py | head`: a traceback after the lines that were asked for."""
+    command = f"{sys.executable} mythos.py | head -n 1"
+    run = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.startswith("Mythos sizes") and run.stderr == ""
+
+
+def test_ctrl_c_leaves_no_traceback(capsys):
+    """Ctrl-C where nothing is trained: pages of Python."""
+
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run_as_program(main)
+    assert stop.value.code == 130 and capsys.readouterr() == ("Stopped.\n", "")
+
+
 # ---- runs that share a folder ----
+
+
+def test_what_a_killed_save_left_is_removed_and_a_running_one_is_not(tmp_path):
+    """Files of 10 MB that nobody knows, one for each kill; another run's save, taken for one."""
+    for name, age in (("tmp-1-old", 7200), ("tmp-2-new", 0)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    assert main(tmp_path, "--steps", "1") == 1
+    assert [name for name in files(tmp_path) if "tmp" in name] == ["tmp-2-new"]
 
 
 def test_no_run_overwrites_another(monkeypatch, tmp_path, capsys):

@@ -10,7 +10,6 @@ per byte on held-out files after 1 to 16 loops, beside zlib and lzma, and a samp
 
 import lzma
 import math
-import sys
 import sysconfig
 import zlib
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.command import make_parser, refusing
+from experiments.command import make_parser, refusing, run_as_program
 from mythos import MythosConfig, RecurrentDepthTransformer, expect, get_model_config
 from train_tiny import launch, logits_per_loop
 
@@ -173,4 +172,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)
