@@ -138,8 +138,13 @@ PICTURED = {
 
 def readme_summary(found: Runs) -> str:
     """The loop and its strongest opponents. found: what `load_results` has of the chains."""
+
+    def halted(name: str, runs: list[dict]) -> str:
+        return spread([100 * n["halting"]["accuracy"][LAST] for n in runs if "halting" in n])
+
     columns: dict[str, Column] = {"supervision": lambda name, runs: supervision(name)}
     columns |= PARAMETERS | {f"{k} hops": at_hops(k) for k in (NEAR, NEAR + 1, LAST)}
+    columns |= {f"{LAST} hops, halting": halted}
     title = f"the loop's lead at {LAST} hops"
     columns |= {title: against_loop(found, lambda n: accuracy_at(n, Chains.test_loops)[LAST])}
     rows = [

@@ -5,6 +5,7 @@ import ast
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -166,16 +167,18 @@ def test_readme_loads_what_was_trained(tmp_path, capsys):
     )
 
 
-def test_readme_loops_blocks_and_trains_other_sizes(tmp_path, monkeypatch, capsys):
-    """Snippets that do not run."""
-    loop, mine = (
-        re.search(rf"```python\n((?:(?!```).)*{name}.*?)```", README, re.S)[1]
-        for name in ("class Looped", "class Mine")
-    )
-    exec(loop, {})
+def test_readme_loops_your_own_blocks(capsys):
+    """A snippet that does not run."""
+    code = re.search(r"```python\n((?:(?!```).)*class Looped.*?)```", README, re.S)[1]
+    exec(code, {})
     assert capsys.readouterr().out == "torch.Size([3, 10, 64])\n"
+
+
+def test_the_trainers_docstring_trains_another_size(tmp_path, monkeypatch, capsys):
+    """A snippet that does not run."""
+    code = re.search(r"(?s)settings:\n\n(    .*?)\n\n`train`", train_tiny.__doc__)[1]
     monkeypatch.setattr(train_tiny.Chains, "test_size", 4)
-    exec(mine.replace("steps=400", "steps=1").replace("runs/", f"{tmp_path}/"), {})
+    exec(textwrap.dedent(code).replace("=400", "=1").replace("runs/", f"{tmp_path}/"), {})
     assert (tmp_path / "mine.pt").is_file() and "{4: [" in capsys.readouterr().out
 
 
