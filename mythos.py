@@ -162,8 +162,7 @@ class GroupedQueryAttention(nn.Module):
         if append is not None:
             rows = append(torch.cat([k, v], dim=1).transpose(1, 2).flatten(2))  # (N, S, 2·G·C)
             k, v = rows.view(N, -1, 2 * G, C).transpose(1, 2).chunk(2, dim=1)  # (N, G, S, C) each
-        out = causal_attention(q, k, v)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return self.out_proj(causal_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -212,8 +211,7 @@ class MultiHeadLatentAttention(nn.Module):
             rows = append(rows)  # (N, S, W)
         # Two ways to one result. `absorbed` is far cheaper for decoding, one token after a past.
         # But it uses a weight directly, whereas an adapter or a quantised layer must be called.
-        decoding = T == 1 and rows.shape[1] > 1
-        absorb = decoding and is_plain_linear(self.kv_up_proj)
+        absorb = T == 1 and rows.shape[1] > 1 and is_plain_linear(self.kv_up_proj)
         out = self.absorbed(q, q_rope, rows) if absorb else self.expanded(q, q_rope, rows)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
@@ -314,8 +312,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape, x = x.shape, x.flatten(0, -2)  # (N·T, D): experts do not care about positions
-        chosen, gates = self.route(x)
-        out = self.dispatch(x, chosen, gates)
+        out = self.dispatch(x, *self.route(x))
         if self.shared is not None:
             out = out + self.shared(x)
         return out.view(shape)
@@ -346,9 +343,8 @@ class MixtureOfExperts(nn.Module):
             self.load += ends.diff(prepend=ends.new_zeros(1))
         inputs = x.index_select(0, token)  # (pairs, D); x[token] has a slow backward
         gate, up = grouped_mm(inputs, self.gate_up_proj, ends).chunk(2, dim=-1)
-        hidden = F.silu(gate) * up  # (pairs, d_expert)
         # down_proj is linear: scaling its narrow input by the gate equals scaling its output.
-        hidden = hidden * gates.flatten()[pair, None]
+        hidden = F.silu(gate) * up * gates.flatten()[pair, None]  # (pairs, d_expert)
         out = grouped_mm(hidden, self.down_proj, ends)  # (pairs, D)
         return torch.zeros_like(x).index_add(0, token, out.to(x.dtype))
 
@@ -535,8 +531,7 @@ class RecurrentDepthTransformer(nn.Module):
 
     def __init__(self, config: MythosConfig | None = None, **overrides) -> None:
         super().__init__()
-        ok = config is None or isinstance(config, MythosConfig)
-        expect(ok, "config", config, "a MythosConfig or None")
+        expect(isinstance(config, MythosConfig | None), "config", config, "a MythosConfig or None")
         self.config = c = replace(config or MythosConfig(), **overrides)
         self.widths = w = derive_widths(c)
         D, eps, experts = c.d_model, c.norm_eps, c.num_experts > 0
@@ -813,17 +808,16 @@ def loop_gain(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: int 
     """
     n_loops = check_call(model, tokens, n_loops=n_loops, iterations=iterations)
     expect(len(model.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
-    with evaluation_mode(model), torch.inference_mode(False):
-        with torch.no_grad():
-            e, rope = model.run_prelude(tokens)
-            h, _ = model.run_loop(e, rope, n_loops)
+    with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
+        e, rope = model.run_prelude(tokens)
+        h, _ = model.run_loop(e, rope, n_loops)
         with torch.enable_grad():
             h_next = model.step(h.requires_grad_(), e, rope, n_loops)
     v = torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
     v, log_growth = v / v.norm(), []
     for _ in range(iterations):
-        (v,) = torch.autograd.grad(h_next, h, v, retain_graph=True)
-        v = v.float()  # bf16 would round the growth
+        # fp32: bf16 would round the growth
+        v = torch.autograd.grad(h_next, h, v, retain_graph=True)[0].float()
         log_growth.append(v.norm().log())
         v = (v / v.norm().clamp_min(1e-30)).to(h.dtype)  # J may be 0
     return torch.stack(log_growth[iterations // 2 :]).mean().exp().item()
@@ -848,10 +842,10 @@ def num_params(module: nn.Module, *, active: bool = False) -> int:
 
 def executed_params(model: RecurrentDepthTransformer, n_loops: int | None = None) -> int:
     """Active parameters, those of the loop counted n_loops times."""
-    n_loops = check_loops(model, n_loops)
     parts = (model.recurrent, model.loop_norm, model.state_update) if model.recurrent else ()
     loop = sum(num_params(part, active=True) for part in parts)
-    return num_params(model, active=True) + (n_loops - 1) * loop  # counted once already
+    # The first loop is counted already.
+    return num_params(model, active=True) + (check_loops(model, n_loops) - 1) * loop
 
 
 def flops_per_token(model: RecurrentDepthTransformer, n_loops: int | None = None, context=0) -> int:
@@ -959,8 +953,7 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-    traced = torch.compiler.is_compiling() or x.is_meta
-    mm = traceable_grouped_mm if traced else F.grouped_mm
+    mm = traceable_grouped_mm if torch.compiler.is_compiling() or x.is_meta else F.grouped_mm
     return mm(x.to(dtype), weight.to(dtype), offs=ends)
 
 
