@@ -340,7 +340,8 @@ class MixtureOfExperts(nn.Module):
         ids = torch.arange(E, device=x.device)
         ends = torch.searchsorted(expert, ids, right=True, out_int32=True)  # (E,)
         if self.training:
-            self.load += ends.diff(prepend=ends.new_zeros(1))
+            # `+=` would also set an attribute, which torch.compile refuses under checkpointing.
+            self.load.add_(ends.diff(prepend=ends.new_zeros(1)))
         inputs = x.index_select(0, token)  # (pairs, D); x[token] has a slow backward
         gate, up = grouped_mm(inputs, self.gate_up_proj, ends).chunk(2, dim=-1)
         # down_proj is linear: scaling its narrow input by the gate equals scaling its output.
@@ -527,6 +528,9 @@ class RecurrentDepthTransformer(nn.Module):
 
     RecurrentDepthTransformer(config), RecurrentDepthTransformer(d_model=256, attention_type="gqa"),
     or both: keywords override fields of the config. `model.config` is the config in force.
+
+    `model.compile()` traces one graph for each n_loops, and torch stops after 8. To train with many
+    loop counts compile the blocks: `for block in model.recurrent: block.compile()`, one graph.
     """
 
     def __init__(self, config: MythosConfig | None = None, **overrides) -> None:
@@ -698,7 +702,6 @@ class RecurrentDepthTransformer(nn.Module):
                  halt_threshold: float | None = None, eos_token: int | None = None,
                  generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
         """Continue prompts (N, T), all of one length, with sampled ids: (N, T + max_new_tokens).
-
         temperature 0 takes the likeliest id. top_k keeps the k likeliest; top_p the fewest ids
         whose probabilities reach p (nucleus sampling, arXiv 1904.09751). A sequence that has
         produced eos_token is padded with it; generation ends early when every one has. n_loops and

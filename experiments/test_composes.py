@@ -15,7 +15,11 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from experiments.bench import bytes_kept
-from mythos import MythosConfig, RecurrentDepthTransformer, num_params
+from mythos import (
+    MythosConfig,
+    RecurrentDepthTransformer,
+    num_params,
+)
 
 torch.set_num_threads(1)
 SMALL = dict(vocab_size=37, d_model=32, max_seq_len=48, max_loop_iters=2, n_heads=4, n_kv_heads=2)
@@ -109,6 +113,37 @@ def test_activation_checkpointing_over_loops(options):
         m.config = MythosConfig(**(SMALL | options | {"max_loop_iters": 12}))
     assert bytes_kept(model, tokens, None) - few <= 8 * 2 * state
     assert bytes_kept(plain, tokens, None) - few > 8 * 10 * state
+
+
+def test_compiles_with_activation_checkpointing():
+    """An attribute set in the loop, which torch.compile refuses to run again in a backward; a load
+    that is lost, or counted twice."""
+    plain, tokens = make(prelude_layers=0, coda_layers=0, attention_type="gqa").train(), ids(2, 6)
+    model = Checkpointed(plain.config).train()
+    model.load_state_dict(plain.state_dict())
+    model.compile(backend="aot_eager", fullgraph=True)
+    assert_close(gradients(model, tokens, tokens), gradients(plain, tokens, tokens))
+    assert torch.equal(model.update_router_bias(), plain.update_router_bias())
+
+
+def test_compiled_blocks_serve_any_number_of_loops():
+    """Something in a block that changes from loop to loop, or with the number of loops: a graph for
+    each. (The whole model needs one for each number, and torch allows 8.)"""
+    plain, tokens, graphs = make(recurrent_layers=2).train(), ids(2, 6), []
+
+    def backend(graph, _):  # one for all blocks, as torch.compile's own is
+        graphs.append(graph)
+        return graph
+
+    model = copy.deepcopy(plain)
+    for block in model.recurrent:
+        block.compile(backend=backend, fullgraph=True)
+    for n_loops in range(1, 13):
+        want = gradients(plain, tokens, tokens, n_loops=n_loops)
+        assert_close(gradients(model, tokens, tokens, n_loops=n_loops), want)
+    assert len(graphs) == 1
+    gradients(model, tokens, tokens, n_loops=12, grad_loops=2)
+    assert len(graphs) == 2  # another for the loops without gradient
 
 
 @each
