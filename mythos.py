@@ -437,12 +437,16 @@ class Cache:
     all layers have run, the caller adds T, as `forward` does. Set it to 0 to start afresh.
     """
 
-    def __init__(self, layout: dict, length: int) -> None:
-        """layout: n_loops, batch_size, the layers of each stage, …, as `cache_layout` has them."""
+    def __init__(self, layout: dict, length: int, dtype: torch.dtype) -> None:
+        """layout: n_loops, batch_size, the layers of each stage, …, as `cache_layout` has them.
+
+        dtype: a guess, the weights'. The cache takes that of the first rows that it is given, since
+        FSDP and autocast compute in another dtype than they keep the weights in.
+        """
         self.layout, self.n_tokens = layout, 0
         n_slots = self.loop_slot(layout["n_loops"]) + layout["coda_layers"]
         shape = (n_slots, layout["batch_size"], length, layout["row_width"])
-        self.rows = torch.zeros(shape, dtype=layout["dtype"], device=layout["device"])
+        self.rows = torch.zeros(shape, dtype=dtype, device=layout["device"])
 
     def loop_slot(self, t: int) -> int:
         """The slot of loop t's first layer; for t = n_loops that of the coda's."""
@@ -456,6 +460,9 @@ class Cache:
         as always in loop 0. Attention sees append(rows): `run_blocks` binds slot and active.
         """
         new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
+        if self.n_tokens == 0 and slot == 0:  # the first row of all tells what is computed in
+            self.rows = self.rows.to(rows.dtype)
+        expect(self.rows.dtype == rows.dtype, "cache, dtype", self.rows.dtype, rows.dtype)
         if active is not None:
             before = self.rows[slot - self.layout["recurrent_layers"], :, new]
             rows = torch.where(active[..., None], rows, before)
@@ -694,7 +701,8 @@ class RecurrentDepthTransformer(nn.Module):
         n_loops, most = check_loops(self, n_loops), self.config.max_seq_len
         check_numbers(batch_size=batch_size, length=length)
         expect(length <= most, "length", length, f"at most max_seq_len = {most}")
-        return Cache(cache_layout(self, batch_size, n_loops), length)
+        dtype = next(self.parameters()).dtype
+        return Cache(cache_layout(self, batch_size, n_loops), length, dtype)
 
     @torch.no_grad()
     def generate(self, tokens: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
@@ -1090,10 +1098,10 @@ def check_ids(model: RecurrentDepthTransformer, name: str, x: Tensor, tokens: Te
 
 
 def cache_layout(model: RecurrentDepthTransformer, batch_size: int, n_loops: int) -> dict:
-    c, weight = model.config, next(model.parameters())
+    c, device = model.config, next(model.parameters()).device
     return dict(n_loops=n_loops, batch_size=batch_size, prelude_layers=c.prelude_layers,
                 recurrent_layers=c.recurrent_layers, coda_layers=c.coda_layers,
-                row_width=model.widths.row, dtype=weight.dtype, device=weight.device)  # fmt: skip
+                row_width=model.widths.row, device=device)  # fmt: skip
 
 
 def check_cache(model: RecurrentDepthTransformer, cache: Cache, tokens: Tensor, n_loops: int):

@@ -9,8 +9,11 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -144,6 +147,46 @@ def test_compiled_blocks_serve_any_number_of_loops():
     assert len(graphs) == 1
     gradients(model, tokens, tokens, n_loops=12, grad_loops=2)
     assert len(graphs) == 2  # another for the loops without gradient
+
+
+# ---- weights that are kept in another form than they are used in ----
+
+
+@pytest.fixture
+def alone():
+    """This process as the only one of a group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def sharded(model, root=True, **options):
+    for block in [*model.prelude, *model.recurrent, *model.coda]:
+        fully_shard(block, **options)
+    return fully_shard(model, **options) if root else model
+
+
+@pytest.mark.parametrize("how", ["FSDP", "autocast", "narrow first parameter"])
+@each
+def test_cache_has_the_dtype_that_is_computed_in(options, how, alone):
+    """A cache in the dtype of the first weight that is kept: it then refuses the rows that are
+    computed in another, or rounds them to a quantised embedding's integers."""
+    model, tokens = make(**options).eval(), ids(2, 9)
+    if how == "FSDP":
+        sharded(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    if how == "narrow first parameter":
+        table, model.embed = model.embed, nn.Module()
+        model.embed.weight = nn.Parameter(torch.zeros(1, dtype=torch.int8), requires_grad=False)
+        model.embed.forward = lambda ids: table.weight[ids]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        cache = model.new_cache(2, 9)  # before FSDP has run: from the weights that it keeps
+        assert model.generate(tokens[:, :3], 6).shape == (2, 9)
+        parts = [model(t, cache=cache)[0] for t in tokens.split([4, 1, 1, 3], dim=1)]
+        want = model(tokens)[0].float()
+    exact = how == "narrow first parameter"
+    atol = 1e-5 if exact else 0.02 * want.abs().max().item()
+    assert_close(torch.cat(parts, dim=1).float(), want, rtol=0, atol=atol)
+    assert cache.rows.dtype == (torch.float32 if exact else torch.bfloat16)
 
 
 @each
