@@ -778,6 +778,7 @@ def diagnostics(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: in
     """
     n_loops = check_call(model, tokens, n_loops=n_loops, halt_threshold=halt_threshold)
     expect(n_loops > 0, "n_loops", n_loops, "at least 1 loop to look at")
+    check_parts(model)
     cache = None if halt_threshold is None else model.new_cache(*tokens.shape, n_loops)
     states, loads, looped = [], [], expert_layers(model.recurrent)
 
@@ -801,7 +802,7 @@ def diagnostics(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: in
 @torch.no_grad()
 def spectral_radius(model: RecurrentDepthTransformer) -> float:
     """rho(A) = max|A_i|, since A is diagonal. Below 1 it bounds the state (see StateUpdate)."""
-    expect(len(model.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
+    check_parts(model)
     return model.state_update.diagonal_A().abs().max().item()
 
 
@@ -818,7 +819,7 @@ def loop_gain(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: int 
     exact: take 1000 for a verdict near 1.
     """
     n_loops = check_call(model, tokens, n_loops=n_loops, iterations=iterations)
-    expect(len(model.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
+    check_parts(model)
     with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
         e, rope = model.run_prelude(tokens)
         h, _ = model.run_loop(e, rope, n_loops)
@@ -1081,6 +1082,16 @@ def check_call(model, tokens, targets=None, cache=None, *, n_loops, **numbers) -
     T = tokens.shape[1] + numbers.get("max_new_tokens", 0)
     expect(T <= c.max_seq_len, "tokens", T, f"at most {c.max_seq_len}, new ones included")
     return n_loops
+
+
+def check_parts(model: RecurrentDepthTransformer) -> None:
+    """For what looks at the parts of a model without calling it: FSDP would not fetch the weights.
+
+    A gradient taken twice would even read memory that FSDP has freed after the first.
+    """
+    expect(len(model.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
+    sharded = any(hasattr(module, "unshard") for module in model.modules())
+    expect(not sharded, "model", "weights sharded by FSDP", "a model with the gathered weights")
 
 
 def check_ids(model: RecurrentDepthTransformer, name: str, x: Tensor, tokens: Tensor) -> None:

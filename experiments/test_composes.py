@@ -21,7 +21,10 @@ from experiments.bench import bytes_kept
 from mythos import (
     MythosConfig,
     RecurrentDepthTransformer,
+    diagnostics,
+    loop_gain,
     num_params,
+    spectral_radius,
 )
 
 torch.set_num_threads(1)
@@ -187,6 +190,19 @@ def test_cache_has_the_dtype_that_is_computed_in(options, how, alone):
     atol = 1e-5 if exact else 0.02 * want.abs().max().item()
     assert_close(torch.cat(parts, dim=1).float(), want, rtol=0, atol=atol)
     assert cache.rows.dtype == (torch.float32 if exact else torch.bfloat16)
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_sharded_weights_are_refused_where_parts_are_used(root, alone):
+    """rho(A) of this rank's part only; a gain computed from memory that FSDP has freed (the process
+    dies); an error from inside the embedding."""
+    model, tokens = sharded(make().eval(), root, reshard_after_forward=False), ids(1, 4)
+    gain = lambda m: loop_gain(m, tokens, iterations=2)  # noqa: E731
+    for _ in range(2):
+        for look in (spectral_radius, gain, lambda m: diagnostics(m, tokens)):
+            with pytest.raises(ValueError, match="^model: got 'weights sharded by FSDP', expected"):
+                look(model)
+        model(tokens)  # which leaves weights gathered, so that looking may seem to work
 
 
 @each
