@@ -165,8 +165,7 @@ class GroupedQueryAttention(nn.Module):
         if append is not None:
             rows = append(torch.cat([k, v], dim=1).transpose(1, 2).flatten(2))  # (N, S, 2·G·C)
             k, v = rows.view(N, -1, 2 * G, C).transpose(1, 2).chunk(2, dim=1)  # (N, G, S, C) each
-        out = causal_attention(q, k, v)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return self.out_proj(causal_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -215,8 +214,7 @@ class MultiHeadLatentAttention(nn.Module):
             rows = append(rows)  # (N, S, W)
         # Two ways to one result. `absorbed` is far cheaper for decoding, one token after a past.
         # But it uses a weight directly, whereas an adapter or a quantised layer must be called.
-        decoding = T == 1 and rows.shape[1] > 1
-        absorb = decoding and is_plain_linear(self.kv_up_proj)
+        absorb = T == 1 and rows.shape[1] > 1 and is_plain_linear(self.kv_up_proj)
         out = self.absorbed(q, q_rope, rows) if absorb else self.expanded(q, q_rope, rows)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
@@ -314,8 +312,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape, x = x.shape, x.flatten(0, -2)  # (N·T, D): experts do not care about positions
-        chosen, gates = self.route(x)
-        out = self.dispatch(x, chosen, gates)
+        out = self.dispatch(x, *self.route(x))
         if self.shared is not None:
             out = out + self.shared(x)
         return out.view(shape)
@@ -343,12 +340,12 @@ class MixtureOfExperts(nn.Module):
         ids = torch.arange(E, device=x.device)
         ends = torch.searchsorted(expert, ids, right=True, out_int32=True)  # (E,)
         if self.training:
-            self.load += ends.diff(prepend=ends.new_zeros(1))
+            # `+=` would also set an attribute, which torch.compile refuses under checkpointing.
+            self.load.add_(ends.diff(prepend=ends.new_zeros(1)))
         inputs = x.index_select(0, token)  # (pairs, D); x[token] has a slow backward
         gate, up = grouped_mm(inputs, self.gate_up_proj, ends).chunk(2, dim=-1)
-        hidden = F.silu(gate) * up  # (pairs, d_expert)
         # down_proj is linear: scaling its narrow input by the gate equals scaling its output.
-        hidden = hidden * gates.flatten()[pair, None]
+        hidden = F.silu(gate) * up * gates.flatten()[pair, None]  # (pairs, d_expert)
         out = grouped_mm(hidden, self.down_proj, ends)  # (pairs, D)
         return torch.zeros_like(x).index_add(0, token, out.to(x.dtype))
 
@@ -441,12 +438,16 @@ class Cache:
     all layers have run, the caller adds T, as `forward` does. Set it to 0 to start afresh.
     """
 
-    def __init__(self, layout: dict, length: int) -> None:
-        """layout: n_loops, batch_size, the layers of each stage, …, as `cache_layout` has them."""
+    def __init__(self, layout: dict, length: int, dtype: torch.dtype) -> None:
+        """layout: n_loops, batch_size, the layers of each stage, …, as `cache_layout` has them.
+
+        dtype: a guess, the weights'. The cache takes that of the first rows that it is given, since
+        FSDP and autocast compute in another dtype than they keep the weights in.
+        """
         self.layout, self.n_tokens = layout, 0
         n_slots = self.loop_slot(layout["n_loops"]) + layout["coda_layers"]
         shape = (n_slots, layout["batch_size"], length, layout["row_width"])
-        self.rows = torch.zeros(shape, dtype=layout["dtype"], device=layout["device"])
+        self.rows = torch.zeros(shape, dtype=dtype, device=layout["device"])
 
     def loop_slot(self, t: int) -> int:
         """The slot of loop t's first layer; for t = n_loops that of the coda's."""
@@ -461,6 +462,9 @@ class Cache:
         `run_blocks` fixes slot and active.
         """
         new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
+        if self.n_tokens == 0 and slot == 0:  # the first row of all tells what is computed in
+            self.rows = self.rows.to(rows.dtype)
+        expect(self.rows.dtype == rows.dtype, "cache, dtype", self.rows.dtype, rows.dtype)
         if active is not None:
             before = self.rows[slot - self.layout["recurrent_layers"], :, new]
             rows = torch.where(active[..., None], rows, before)
@@ -533,12 +537,14 @@ class RecurrentDepthTransformer(nn.Module):
 
     RecurrentDepthTransformer(config), RecurrentDepthTransformer(d_model=256, attention_type="gqa"),
     or both: keywords override fields of the config. `model.config` is the config in force.
+
+    `model.compile()` traces one graph for each n_loops, and torch stops after 8. To train with many
+    loop counts compile the blocks: `for block in model.recurrent: block.compile()`, one graph.
     """
 
     def __init__(self, config: MythosConfig | None = None, **overrides) -> None:
         super().__init__()
-        ok = config is None or isinstance(config, MythosConfig)
-        expect(ok, "config", config, "a MythosConfig or None")
+        expect(isinstance(config, MythosConfig | None), "config", config, "a MythosConfig or None")
         self.config = c = replace(config or MythosConfig(), **overrides)
         self.widths = w = derive_widths(c)
         D, eps, experts = c.d_model, c.norm_eps, c.num_experts > 0
@@ -703,7 +709,8 @@ class RecurrentDepthTransformer(nn.Module):
         n_loops, most = check_loops(self, n_loops), self.config.max_seq_len
         check_numbers(batch_size=batch_size, length=length)
         expect(length <= most, "length", length, f"at most max_seq_len = {most}")
-        return Cache(cache_layout(self, batch_size, n_loops), length)
+        dtype = next(self.parameters()).dtype
+        return Cache(cache_layout(self, batch_size, n_loops), length, dtype)
 
     @torch.no_grad()
     def generate(self, tokens: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
@@ -711,7 +718,6 @@ class RecurrentDepthTransformer(nn.Module):
                  halt_threshold: float | None = None, eos_token: int | None = None,
                  generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
         """Continue prompts (N, T), all of one length, with sampled ids: (N, T + max_new_tokens).
-
         temperature 0 takes the likeliest id. top_k keeps the k likeliest; top_p the fewest ids
         whose probabilities reach p (nucleus sampling, arXiv 1904.09751). A sequence that has
         produced eos_token is padded with it; generation ends early when every one has. n_loops and
@@ -781,6 +787,7 @@ def diagnostics(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: in
     """
     n_loops = check_call(model, tokens, n_loops=n_loops, halt_threshold=halt_threshold)
     expect(n_loops > 0, "n_loops", n_loops, "at least 1 loop to look at")
+    check_parts(model)
     cache = None if halt_threshold is None else model.new_cache(*tokens.shape, n_loops)
     states, loads, looped = [], [], expert_layers(model.recurrent)
 
@@ -804,7 +811,7 @@ def diagnostics(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: in
 @torch.no_grad()
 def spectral_radius(model: RecurrentDepthTransformer) -> float:
     """rho(A) = max|A_i|, since A is diagonal. Below 1 it bounds the state (see StateUpdate)."""
-    expect(len(model.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
+    check_parts(model)
     return model.state_update.diagonal_A().abs().max().item()
 
 
@@ -821,18 +828,17 @@ def loop_gain(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: int 
     exact: take 1000 for a verdict near 1.
     """
     n_loops = check_call(model, tokens, n_loops=n_loops, iterations=iterations)
-    expect(len(model.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
-    with evaluation_mode(model), torch.inference_mode(False):
-        with torch.no_grad():
-            e, rope = model.run_prelude(tokens)
-            h, _ = model.run_loop(e, rope, n_loops)
+    check_parts(model)
+    with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
+        e, rope = model.run_prelude(tokens)
+        h, _ = model.run_loop(e, rope, n_loops)
         with torch.enable_grad():
             h_next = model.step(h.requires_grad_(), e, rope, n_loops)
     v = torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
     v, log_growth = v / v.norm(), []
     for _ in range(iterations):
-        (v,) = torch.autograd.grad(h_next, h, v, retain_graph=True)
-        v = v.float()  # bf16 would round the growth
+        # fp32: bf16 would round the growth
+        v = torch.autograd.grad(h_next, h, v, retain_graph=True)[0].float()
         log_growth.append(v.norm().log())
         v = (v / v.norm().clamp_min(1e-30)).to(h.dtype)  # J may be 0
     return torch.stack(log_growth[iterations // 2 :]).mean().exp().item()
@@ -857,10 +863,10 @@ def num_params(module: nn.Module, *, active: bool = False) -> int:
 
 def executed_params(model: RecurrentDepthTransformer, n_loops: int | None = None) -> int:
     """Active parameters, those of the loop counted n_loops times."""
-    n_loops = check_loops(model, n_loops)
     parts = (model.recurrent, model.loop_norm, model.state_update) if model.recurrent else ()
     loop = sum(num_params(part, active=True) for part in parts)
-    return num_params(model, active=True) + (n_loops - 1) * loop  # counted once already
+    # The first loop is counted already.
+    return num_params(model, active=True) + (check_loops(model, n_loops) - 1) * loop
 
 
 def flops_per_token(model: RecurrentDepthTransformer, n_loops: int | None = None, context=0) -> int:
@@ -968,8 +974,7 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-    traced = torch.compiler.is_compiling() or x.is_meta
-    mm = traceable_grouped_mm if traced else F.grouped_mm
+    mm = traceable_grouped_mm if torch.compiler.is_compiling() or x.is_meta else F.grouped_mm
     return mm(x.to(dtype), weight.to(dtype), offs=ends)
 
 
@@ -1091,6 +1096,16 @@ def check_call(model, tokens, targets=None, cache=None, *, n_loops, **numbers) -
     return n_loops
 
 
+def check_parts(model: RecurrentDepthTransformer) -> None:
+    """For what looks at the parts of a model without calling it: FSDP would not fetch the weights.
+
+    A gradient taken twice would even read memory that FSDP has freed after the first.
+    """
+    expect(len(model.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
+    sharded = any(hasattr(module, "unshard") for module in model.modules())
+    expect(not sharded, "model", "weights sharded by FSDP", "a model with the gathered weights")
+
+
 def check_ids(model: RecurrentDepthTransformer, name: str, x: Tensor, tokens: Tensor) -> None:
     device, top = next(model.parameters()).device, model.config.vocab_size - 1
     ok = isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64) and x.device == device
@@ -1106,10 +1121,10 @@ def check_ids(model: RecurrentDepthTransformer, name: str, x: Tensor, tokens: Te
 
 
 def cache_layout(model: RecurrentDepthTransformer, batch_size: int, n_loops: int) -> dict:
-    c, weight = model.config, next(model.parameters())
+    c, device = model.config, next(model.parameters()).device
     return dict(n_loops=n_loops, batch_size=batch_size, prelude_layers=c.prelude_layers,
                 recurrent_layers=c.recurrent_layers, coda_layers=c.coda_layers,
-                row_width=model.widths.row, dtype=weight.dtype, device=weight.device)  # fmt: skip
+                row_width=model.widths.row, device=device)  # fmt: skip
 
 
 def check_cache(model: RecurrentDepthTransformer, cache: Cache, tokens: Tensor, n_loops: int):

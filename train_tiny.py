@@ -221,18 +221,19 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
-            for p in group["params"]:
-                if p.grad is None:  # frozen, or not used by this loss
-                    continue
+            # No gradient: frozen, or not used by this loss.
+            for p in (p for p in group["params"] if p.grad is not None):
                 average = self.state[p].setdefault("average", torch.zeros_like(p))
                 average.lerp_(p.grad, 1 - momentum)
                 update = self.orthogonal(p.grad.lerp(average, momentum))  # Nesterov's look-ahead
                 p.mul_(1 - lr * group["weight_decay"])
                 # An orthogonal matrix has small entries; this gives them the size of Adam's.
                 p.add_(update, alpha=-lr * 0.2 * max(p.shape[-2:]) ** 0.5)
+        return loss
 
     @staticmethod
     def orthogonal(G: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 
     python -m experiments.distributed                                 one process
     torchrun --nproc_per_node 2 -m experiments.distributed            all weights on every rank
+    torchrun --nproc_per_node 2 -m experiments.distributed --ddp      so, too: PyTorch's wrapper
     torchrun --nproc_per_node 2 -m experiments.distributed --shard    each weight cut into parts
     torchrun --nproc_per_node 2 -m experiments.distributed --halt     answers; --shard as well
 
-The first three train the toy of train_tiny.py for a few steps and print the same losses.
+The first four train the toy of train_tiny.py for a few steps and print the same losses, also when
+each step adds up the gradients of several micro-batches (--parts 2).
 """
 
 import argparse
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from mythos import RecurrentDepthTransformer
 from train_tiny import Chains, make_optimizers, schedule
@@ -36,10 +39,17 @@ def shard(model: RecurrentDepthTransformer) -> None:
 
 
 def train(
-    model: RecurrentDepthTransformer, task: Chains, *, steps: int, seed: int = 0
+    wrapped: RecurrentDepthTransformer | DistributedDataParallel,
+    task: Chains,
+    *,
+    steps: int,
+    parts: int = 1,
+    seed: int = 0,
 ) -> list[tuple[float, float]]:
     """Losses and gradient norms of a data-parallel training: those of one process with the same
-    global batch."""
+    global batch, whatever the number of micro-batches (parts) that a rank makes of its share."""
+    ddp = isinstance(wrapped, DistributedDataParallel)
+    model = wrapped.module if ddp else wrapped
     rank, ranks, device = dist.get_rank(), dist.get_world_size(), model.head.weight.device
     sharded = hasattr(model, "unshard")
     optimizers = make_optimizers(model, task.prelude_lr)
@@ -49,17 +59,21 @@ def train(
     for step in range(steps):
         # All ranks draw the same global batch, loop count included, and take every ranks-th row.
         tokens, targets, n_loops = task.batch(generator)
-        mine = targets[rank::ranks]
         for group in groups:
             group["lr"] = group["peak_lr"] * schedule(step, steps)
-        _, loss = model(tokens[rank::ranks].to(device), mine.to(device), n_loops=n_loops)
-        # The loss is a mean over this rank's targets, and ranks differ in how many of theirs are
-        # scored (not −100): the mean of the means would be another loss. Weighted like this, the
-        # *sum* over ranks is the mean over the global batch.
-        loss = loss * ((mine != -100).sum() / (targets != -100).sum()).item()
-        # FSDP averages gradients over ranks, hence the factor; without it we sum them ourselves.
-        (loss * ranks if sharded else loss).backward()
-        if not sharded:
+        total = torch.zeros((), device=device)
+        for part in range(parts):
+            rows = slice(rank + part * ranks, None, parts * ranks)
+            mine = targets[rows]
+            _, loss = wrapped(tokens[rows].to(device), mine.to(device), n_loops=n_loops)
+            # The loss is a mean over these targets, and ranks and parts differ in how many of
+            # theirs are scored (not −100): the mean of the means would be another loss. Weighted
+            # like this, the *sum* over ranks and parts is the mean over the global batch.
+            loss = loss * ((mine != -100).sum() / (targets != -100).sum()).item()
+            total += loss.detach()
+            # FSDP and DDP average gradients over ranks, hence the factor; without them we sum.
+            (loss * ranks if sharded or ddp else loss).backward()
+        if not (sharded or ddp):
             sum_over_ranks([p.grad for p in model.parameters()])
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         norm = norm.full_tensor() if sharded else norm
@@ -70,7 +84,6 @@ def train(
         # steer its router elsewhere, and the ranks would no longer be copies of one model.
         sum_over_ranks([block.ffn.load for block in model.recurrent])
         model.update_router_bias(speed=0.01)
-        total = loss.detach().clone()
         sum_over_ranks([total])
         task.learned(n_loops, total.item())  # the curriculum, too, must climb on all ranks at once
         history.append((total.item(), norm.item()))
@@ -109,7 +122,10 @@ def answer(model: RecurrentDepthTransformer, task: Chains, most_loops: int) -> l
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Mythos on several ranks.")
-    parser.add_argument("--shard", action="store_true", help="cut the weights into parts")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--shard", action="store_true", help="cut the weights into parts")
+    how.add_argument("--ddp", action="store_true", help="wrap in DistributedDataParallel")
+    parser.add_argument("--parts", type=int, default=1, help="micro-batches for each update")
     parser.add_argument("--halt", action="store_true", help="do not train: answer, with halting")
     args = parser.parse_args(arguments)
     cuda = torch.cuda.is_available()
@@ -128,7 +144,10 @@ def main(arguments: list[str] | None = None) -> None:
     if args.halt:
         lines = [f"loops used on each rank: {answer(model, task, 64)}"]
     else:
-        history = train(model, task, steps=8)
+        # By default DDP overwrites buffers with rank 0's before each forward: a rank's load would
+        # be lost with each micro-batch but the last.
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False) if args.ddp else model
+        history = train(wrapped, task, steps=8, parts=args.parts)
         lines = [f"gradient norm {norm:.8f}  loss {loss:.8f}" for loss, norm in history]
         bias = model.recurrent[0].ffn.router_bias.tolist()
         lines.append("router bias " + " ".join(f"{b:.2f}" for b in bias))

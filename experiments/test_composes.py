@@ -9,13 +9,23 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from experiments.bench import bytes_kept
-from mythos import MythosConfig, RecurrentDepthTransformer, num_params
+from mythos import (
+    MythosConfig,
+    RecurrentDepthTransformer,
+    diagnostics,
+    loop_gain,
+    num_params,
+    spectral_radius,
+)
 
 torch.set_num_threads(1)
 SMALL = dict(vocab_size=37, d_model=32, max_seq_len=48, max_loop_iters=2, n_heads=4, n_kv_heads=2)
@@ -109,6 +119,90 @@ def test_activation_checkpointing_over_loops(options):
         m.config = MythosConfig(**(SMALL | options | {"max_loop_iters": 12}))
     assert bytes_kept(model, tokens, None) - few <= 8 * 2 * state
     assert bytes_kept(plain, tokens, None) - few > 8 * 10 * state
+
+
+def test_compiles_with_activation_checkpointing():
+    """An attribute set in the loop, which torch.compile refuses to run again in a backward; a load
+    that is lost, or counted twice."""
+    plain, tokens = make(prelude_layers=0, coda_layers=0, attention_type="gqa").train(), ids(2, 6)
+    model = Checkpointed(plain.config).train()
+    model.load_state_dict(plain.state_dict())
+    model.compile(backend="aot_eager", fullgraph=True)
+    assert_close(gradients(model, tokens, tokens), gradients(plain, tokens, tokens))
+    assert torch.equal(model.update_router_bias(), plain.update_router_bias())
+
+
+def test_compiled_blocks_serve_any_number_of_loops():
+    """Something in a block that changes from loop to loop, or with the number of loops: a graph for
+    each. (The whole model needs one for each number, and torch allows 8.)"""
+    plain, tokens, graphs = make(recurrent_layers=2).train(), ids(2, 6), []
+
+    def backend(graph, _):  # one for all blocks, as torch.compile's own is
+        graphs.append(graph)
+        return graph
+
+    model = copy.deepcopy(plain)
+    for block in model.recurrent:
+        block.compile(backend=backend, fullgraph=True)
+    for n_loops in range(1, 13):
+        want = gradients(plain, tokens, tokens, n_loops=n_loops)
+        assert_close(gradients(model, tokens, tokens, n_loops=n_loops), want)
+    assert len(graphs) == 1
+    gradients(model, tokens, tokens, n_loops=12, grad_loops=2)
+    assert len(graphs) == 2  # another for the loops without gradient
+
+
+# ---- weights that are kept in another form than they are used in ----
+
+
+@pytest.fixture
+def alone():
+    """This process as the only one of a group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def sharded(model, root=True, **options):
+    for block in [*model.prelude, *model.recurrent, *model.coda]:
+        fully_shard(block, **options)
+    return fully_shard(model, **options) if root else model
+
+
+@pytest.mark.parametrize("how", ["FSDP", "autocast", "narrow first parameter"])
+@each
+def test_cache_has_the_dtype_that_is_computed_in(options, how, alone):
+    """A cache in the dtype of the first weight that is kept: it then refuses the rows that are
+    computed in another, or rounds them to a quantised embedding's integers."""
+    model, tokens = make(**options).eval(), ids(2, 9)
+    if how == "FSDP":
+        sharded(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    if how == "narrow first parameter":
+        table, model.embed = model.embed, nn.Module()
+        model.embed.weight = nn.Parameter(torch.zeros(1, dtype=torch.int8), requires_grad=False)
+        model.embed.forward = lambda ids: table.weight[ids]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        cache = model.new_cache(2, 9)  # before FSDP has run: from the weights that it keeps
+        assert model.generate(tokens[:, :3], 6).shape == (2, 9)
+        parts = [model(t, cache=cache)[0] for t in tokens.split([4, 1, 1, 3], dim=1)]
+        want = model(tokens)[0].float()
+    exact = how == "narrow first parameter"
+    atol = 1e-5 if exact else 0.02 * want.abs().max().item()
+    assert_close(torch.cat(parts, dim=1).float(), want, rtol=0, atol=atol)
+    assert cache.rows.dtype == (torch.float32 if exact else torch.bfloat16)
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_sharded_weights_are_refused_where_parts_are_used(root, alone):
+    """rho(A) of this rank's part only; a gain computed from memory that FSDP has freed (the process
+    dies); an error from inside the embedding."""
+    model, tokens = sharded(make().eval(), root, reshard_after_forward=False), ids(1, 4)
+    gain = lambda m: loop_gain(m, tokens, iterations=2)  # noqa: E731
+    for _ in range(2):
+        for look in (spectral_radius, gain, lambda m: diagnostics(m, tokens)):
+            with pytest.raises(ValueError, match="^model: got 'weights sharded by FSDP', expected"):
+                look(model)
+        model(tokens)  # which leaves weights gathered, so that looking may seem to work
 
 
 @each

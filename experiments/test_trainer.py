@@ -433,6 +433,24 @@ def test_muon_leaves_alone_what_has_no_gradient():
     assert moved == {"coda"}
 
 
+def test_muon_takes_a_closure():
+    """A step that Lightning and others cannot call, that computes no gradient in the closure, steps
+    before it has one, or loses the closure's loss."""
+    model, tokens = tiny_model(), torch.zeros(1, 4, dtype=torch.int64)
+    muon, adamw = train_tiny.make_optimizers(model)
+    before = model.coda[0].ffn.down_proj.weight.clone()
+
+    def closure():
+        model.zero_grad()
+        loss = model(tokens, tokens)[1]
+        loss.backward()
+        return loss
+
+    for optimizer in (muon, adamw):
+        assert optimizer.step(closure).requires_grad and optimizer.step() is None
+    assert not torch.equal(model.coda[0].ffn.down_proj.weight, before)
+
+
 def test_tied_weights_are_one_parameter():
     """A matrix that two groups hold, and that is stepped twice."""
     model = tiny_model()

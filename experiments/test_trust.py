@@ -730,10 +730,11 @@ def distributed(ranks, *flags):
 @pytest.mark.slow
 def test_two_ranks_train_like_one(capsys):
     """A mean of means, a gradient averaged instead of summed, a router steered by its own rank's
-    load; sharded weights that lose the gradient of all loops but one."""
+    load, or by rank 0's that DDP puts in its place; sharded weights that lose the gradient of all
+    loops but one, or of all micro-batches but one."""
     wanted = distributed(1)
     assert len(wanted) == 9
-    for flags in ([], ["--shard"]):
+    for flags in ([], ["--shard", "--parts", "2"], ["--ddp", "--parts", "2"]):
         got = distributed(2, *flags)
         worst = []
         for column in (2, 4):  # of the gradient norm, and of the loss
