@@ -484,7 +484,7 @@ def run(args, training: Training) -> int:
         say(f"Stopped; {training.unsaved or saved}")
         return 4 if training.unsaved else 130
     trained = time.perf_counter() - started
-    say("\nMeasuring …")
+    say("\nMeasuring, up to a minute …")
     results = task.evaluate(training.model.eval())
     verdicts = [g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]]
     passed, seconds = all(verdicts), time.perf_counter() - started

@@ -41,7 +41,9 @@ def load_results(kind: str, results: Path) -> Runs:
 
 
 def accuracy_at(numbers: dict, loops: int) -> list[float]:
-    """Accuracy by hops after so many loops; a model without a loop has one answer for all."""
+    """Accuracy by hops after so many loops; a model without a loop, or of one, has one answer."""
+    if numbers.get("variant") == "one-loop":
+        return numbers["accuracy"]["1"]
     return numbers["accuracy"].get(str(loops)) or numbers["accuracy"]["0"]
 
 
@@ -52,7 +54,7 @@ def reach(numbers: dict) -> int:
 
 
 def has_loop(runs: list[dict]) -> bool:
-    return "rho" in runs[0]
+    return "rho" in runs[0] and runs[0].get("variant") != "one-loop"
 
 
 def was_asked(name: str, runs: list[dict], hops: int) -> bool:
@@ -140,7 +142,8 @@ def readme_summary(found: Runs) -> str:
     """The loop and its strongest opponents. found: what `load_results` has of the chains."""
 
     def halted(name: str, runs: list[dict]) -> str:
-        return spread([100 * n["halting"]["accuracy"][LAST] for n in runs if "halting" in n])
+        asked = runs if has_loop(runs) else []
+        return spread([100 * n["halting"]["accuracy"][LAST] for n in asked])
 
     columns: dict[str, Column] = {"supervision": lambda name, runs: supervision(name)}
     columns |= PARAMETERS | {f"{k} hops": at_hops(k) for k in (NEAR, NEAR + 1, LAST)}

@@ -469,9 +469,12 @@ def test_a_dash_where_a_model_was_never_asked():
 def test_readmes_table_compares_what_was_taught_alike():
     """A stack that is told T, or a loop taught every hop, beside models that see ends only."""
     numbers = {"seed": 10, "accuracy": {"12": [0.9] * 11, "0": [0.5] * 11}, "parameters": 1}
-    numbers |= {"train_flops": 1e12, "frontier": 12}
-    told = numbers | {"seed": 10, "accuracy": {"0": [0.5] * 11}}
-    found = {"loop": [numbers], "flat-flops": [told], "every-hop": [numbers]}
-    loop, flat = report.readme_summary(found).splitlines()[2:]
-    assert "| ends |" in loop and loop.endswith("| 90.0 | – | – |")
+    numbers |= {"train_flops": 1e12, "frontier": 12, "rho": 0.5}
+    numbers |= {"halting": {"accuracy": [0.8] * 11}}
+    told = {k: v for k, v in numbers.items() if k != "rho"} | {"accuracy": {"0": [0.5] * 11}}
+    once = numbers | {"variant": "one-loop", "accuracy": {"12": [0.9] * 11, "1": [0.2] * 11}}
+    found = {"loop": [numbers], "one-loop": [once], "flat-flops": [told], "every-hop": [numbers]}
+    loop, one, flat = report.readme_summary(found).splitlines()[2:]
+    assert one.endswith("| 20.0 | – | +70.0 |"), "the model that ran once, asked to run 12 times"
+    assert "| ends |" in loop and loop.endswith("| 90.0 | 80.0 | – |")
     assert "| ends |" in flat and flat.endswith("| 50.0 | – | +40.0 |")
