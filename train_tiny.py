@@ -470,6 +470,8 @@ def prepare(args, task) -> Training:
     model.to(device)
     training = Training(model, task, steps=args.steps, seed=args.seed, checkpoint=checkpoint)
     if args.resume:
+        there = checkpoint.is_file()
+        expect(there, "--resume", str(checkpoint), "a checkpoint; to start, leave --resume out")
         training.restore()
     say(f"{name}: {mythos.num_params(model):,} parameters, {args.steps} steps on {device}")
     say(f"({task.about})")

@@ -43,7 +43,7 @@ def ask_chains(model: RecurrentDepthTransformer, text: str, loops: int, halt: fl
     queries = sorted(asked)
 
     def row(name: str, values) -> str:
-        return f"{name:>20}" + "".join(f"{value:4d}" for value in values)
+        return f"{name:>23}" + "".join(f"{value:4d}" for value in values)
 
     def answers(logits: torch.Tensor) -> list[int]:
         return logits[0, n:].argmax(dim=-1)[queries].tolist()
@@ -54,28 +54,30 @@ def ask_chains(model: RecurrentDepthTransformer, text: str, loops: int, halt: fl
     logits, used = logits_per_loop(model, tokens, [32], halt)
     lines.append(row(f"halting below {halt:g}", answers(logits[32])))
     lines.append(row("loops that it took", used[0, n:][queries].tolist()))
-    ends = []
+    truth = []
     for node in queries:
         for _ in range(n):
             node = asked[node]
-        ends.append(node)
-    settled = ["" if asked[end] == end else " (a ring has no end)" for end in ends]
-    lines.append(row("the truth", ends) + (max(settled)))
+        truth.append(f"{node:4d}" if asked[node] == node else "   –")  # a ring has no end
+    lines.append(f"{'the truth':>23}" + "".join(truth))
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Ask a trained model.")
     parser.add_argument("question", help='edges, "0-4 4-4", or the beginning of a text')
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/chains-mla-seed0.pt"))
-    parser.add_argument("--loops", type=int, help="at most so many")
+    default = Path("runs/chains-mla-seed0.pt")
+    parser.add_argument("--checkpoint", type=Path, default=default, help=f"default: {default}")
+    parser.add_argument("--loops", type=int, help="at most so many (chains: 8)")
     parser.add_argument("--halt", type=float, help="threshold (chains: 0.2; text: none)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="of text")
-    parser.add_argument("--bytes", type=int, default=256, help="of text")
-    parser.add_argument("--seed", type=int, default=0, help="of text")
+    parser.add_argument("--temperature", type=float, default=0.7, help="text: default 0.7")
+    parser.add_argument("--bytes", type=int, default=256, help="text: how many to add (256)")
+    parser.add_argument("--seed", type=int, default=0, help="text: another sample")
     args = parser.parse_args(arguments)
     try:
         saved, model = load_checkpoint(args.checkpoint), load_model(args.checkpoint)
+        if saved["step"] < saved["run"]["steps"]:
+            say(f"(not trained to its end: step {saved['step']} of {saved['run']['steps']})")
         if saved["run"]["task"] == Chains.name:
             halt = Chains.halt_threshold if args.halt is None else args.halt
             expect(args.loops is None or args.loops > 0, "--loops", args.loops, "1 or more")

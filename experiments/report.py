@@ -18,7 +18,7 @@ from experiments.variants import VARIANTS, ToldHops, supervision
 from train_tiny import Chains
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MADE_WITH = "Made with code up to commit eacaa0e and its recipe; to be renewed."
+MADE_WITH = "made with code up to commit eacaa0e and its recipe; to be renewed"
 NEAR, LAST = Chains.train_hops, Chains.longest - 1  # hops: the most in training, and in the test
 
 # ------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def spread(values: list[float], form: str = ".1f") -> str:
     if len(values) < 2:
         return f"{values[0]:{form}}" if values else "–"
     half = T95[len(values)] * stdev(values) / len(values) ** 0.5
-    return f"{mean(values):{form}}" + (f" ± {half:{form}}" if half else "")
+    return f"{mean(values):{form}}" + (f" ± {half:{form.lstrip('+')}}" if half else "")
 
 
 def lead_of_loop(found: Runs, measure: Callable[[dict], float]) -> Column:
@@ -296,7 +296,7 @@ def stability_sections(found: Runs) -> list[Section]:
     return [
         Section(
             "Other learning rates",
-            f"{MADE_WITH} Given to each arm: the answer after every hop, told T as the number of "
+            f"Given to each arm ({MADE_WITH}): the answer after every hop, told T as the number of "
             "loops; all learning rates times the number in the name.",
             table(found, columns),
             "The bound on A is a guarantee; the toy gets by without it.",
@@ -305,7 +305,7 @@ def stability_sections(found: Runs) -> list[Section]:
 
 
 def text_sections(found: Runs) -> list[Section]:
-    given = f"{MADE_WITH} Given to each arm: the next byte"
+    given = f"Given to each arm ({MADE_WITH}): the next byte"
     what: dict[str, Column] = {
         "what differs": lambda name, runs: VARIANTS["text"][name].what,
         "seeds": lambda name, runs: f"{len(runs)}",

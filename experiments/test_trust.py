@@ -98,7 +98,7 @@ def model_of_next_run(monkeypatch):
         ),
         (["text", "--data", "{tmp}/file"], "--data: got (37, 3), expected 258 bytes"),
         (["text", "--data", "x" * 5000], "xxx', expected readable files"),
-        (["--resume"], "chains-mla-seed0.pt', expected a file that a training has saved"),
+        (["--resume"], "chains-mla-seed0.pt', expected a checkpoint; to start, leave"),
         (["--device", "abacus"], "--device: got 'abacus', expected cpu, cuda or mps"),
         (["--device", "meta"], "--device: got 'meta', expected cpu, cuda or mps"),
         (["--device", "cuda:99"], "--device: got 'cuda:99', expected a device of this"),

@@ -123,7 +123,7 @@ class Text:
     def describe(self, results: dict) -> str:
         """A table of what `evaluate` measured, and the sample."""
         bits, others = results["bits_per_byte"], results["compressors"]
-        lines = [f"Bits per byte of {len(self.test):,} held-out bytes, from files not trained on"]
+        lines = [f"Bits per byte of {len(self.test):,} held-out bytes, none trained on"]
         for name, value in ({f"Mythos, {L} loops": b for L, b in bits.items()} | others).items():
             lines.append(f"{name:>28} {value:6.3f}")
         lines.append(f"\nA sample (temperature 0.7, top_p 0.95):\n{results['sample']}\n")
