@@ -3,15 +3,15 @@
 
     python train_tiny.py          pointer chasing, about 3 minutes; ends in PASS or FAIL
 
-A sequence lists the edges of a few chains in random order, then asks about every node: where does
-its chain end? The last node of a chain points to itself.
+A sequence lists the edges of a few chains in random order, then asks about every node. After T
+loops the answer is the node T hops further on; the last node of a chain points to itself:
 
-    0→4  3→1  4→3  1→1  2→2 | 0 1 2 3 4        ends:  1 1 2 1 1    (0→4→3→1 and 2)
+    0→4  3→1  4→3  1→1  2→2 | 0 1 2 3 4        T = 1 loop:   4 1 2 1 3
+                                               T = 3 loops:  1 1 2 1 1   (chain 0→4→3→1 has ended)
 
-Nobody tells the model how many hops away the end is, or where it should be after a loop. In
-training no answer is ever more than 5 hops away. The test asks for up to 10 hops and runs up to 32
-loops: a model that has learned to *hop once per loop*, and to stand still at the end of a chain,
-gets all of it right. How many hops a question needs is known exactly: a fair test of halting.
+In training no answer is ever more than 5 hops away. The test asks for up to 10 hops and runs up to
+32 loops: a model that has learned *one hop per loop*, and to stand still at the end of a chain,
+gets all of it right. How many loops a question needs is known exactly: a fair test of halting.
 
 The run leaves a checkpoint, a JSON with every number and a picture in --out. Another size, or other
 settings:
@@ -19,7 +19,7 @@ settings:
     from train_tiny import *
 
     class Mine(Chains):
-        batch_size, lr_scale, deep_loops = 16, 0.7, 12
+        batch_size, lr_scale, train_loops = 16, 0.7, 8
 
     task = Mine()
     model = RecurrentDepthTransformer(task.config("gqa"), d_model=96)
@@ -53,16 +53,16 @@ from mythos import MythosConfig, RecurrentDepthTransformer, expect, get_model_co
 
 
 class Chains:
-    """Where does a node's chain end? Tokens: node i is i, edge i→j is n + n·i + j.
+    """Where is a node after T hops? Tokens: node i is i, edge i→j is n + n·i + j.
 
-    A sequence is n edges, then n queries (every node once). An edge is scored, too: its answer is
-    j, the node it points to. That keeps the edges' states still while queries walk.
+    A sequence is n edges, then n queries (every node once). An edge is scored, too: whatever T is,
+    its answer is j, the node it points to. That keeps the edges' states still while queries walk.
     """
 
     name, steps, batch_size = "chains", 600, 32
     n_nodes = 20
-    train_hops = 5  # no training answer is further away
-    deep_loops, grad_loops = 16, None  # see `draw_loops`; the gradient goes through all loops
+    train_hops, train_loops = 5, 12  # no training answer is further away, no training loop deeper
+    grad_loops = None  # the gradient goes through all loops
     lr_scale, prelude_lr = 1.0, 0.05  # all learning rates; and the prelude's, see `prepare`
     data_crc = None  # made, not read
     about = "each step draws its own number of loops, so the loss jumps"
@@ -71,7 +71,7 @@ class Chains:
     decoys = (2, 2, 2, 2, 1)  # nodes of the other chains of a test sequence
     test_loops = 12
     halt_threshold = 0.2
-    frontier = 1  # the most hops asked for so far: the curriculum's only state
+    frontier = 1  # the largest loop count drawn so far: the curriculum's only state
 
     def config(self, attention_type: str) -> MythosConfig:
         return replace(get_model_config("tiny"), attention_type=attention_type)
@@ -81,41 +81,44 @@ class Chains:
         """Start the prelude as the identity; it also learns 20 times slower (prelude_lr).
 
         Otherwise the prelude's own attention learns the first hop before the loop does, and the
-        loop, left with nothing to do at one loop, is late to learn hopping or never does.
+        loop, left with nothing to do at T = 1, is late to learn hopping or never does.
         """
         for block in model.prelude:
             block.attention.out_proj.weight.zero_()
             block.ffn.down_proj.weight.zero_()
 
     def draw_loops(self, generator: torch.Generator) -> int:
-        """As many loops as hops asked for; or up to 3 more; or 16, so that the state learns to
-        stand still: a third of the steps each."""
+        """While climbing: half of the steps at the frontier. After: 3 of 4 at most 5 loops deep."""
 
         def draw(low: int, high: int) -> int:
             return int(torch.randint(low, high + 1, (), generator=generator))
 
-        hops = self.frontier
-        return (hops, draw(hops, hops + 3), self.deep_loops)[draw(0, 2)]
+        if self.frontier < self.train_loops:
+            return self.frontier if draw(0, 1) else draw(1, self.frontier)
+        hops = self.train_hops
+        return draw(1, hops) if draw(1, 4) <= 3 else draw(hops + 1, self.train_loops)
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-        """tokens and targets (B, 2n), the ends of the chains, and a number of loops.
+        """tokens and targets (B, 2n), the answers after T hops, and T.
 
-        Scored are only queries at most `frontier` hops from their end; the others are −100.
+        Only queries whose answer is at most 5 hops away are scored; the others are −100. With
+        T > 5 that leaves the nodes near the end of their chain: they have to stand still there.
         """
-        n, B, n_loops = self.n_nodes, self.batch_size, self.draw_loops(generator)
+        n, B, T = self.n_nodes, self.batch_size, self.draw_loops(generator)
         longest = torch.randint(2, n + 1, (B, 1), generator=generator)
         lengths = 1 + (torch.rand(B, n, generator=generator) * longest).long()
-        tokens, node, successors, _ = self.sequences(lengths, generator)
-        for _ in range(self.frontier):
-            node = successors.gather(1, node)
-        is_end = successors.gather(1, node) == node
+        tokens, queries, successors, _ = self.sequences(lengths, generator)
+        path = [queries]
+        for _ in range(T):
+            path.append(successors.gather(1, path[-1]))
+        near = path[-1] == path[min(T, self.train_hops)]
+        answers = torch.where(near, path[-1], -100)
         pointed_to = (tokens[:, :n] - n) % n
-        targets = torch.cat([pointed_to, torch.where(is_end, node, -100)], dim=1)
-        return tokens, targets, n_loops
+        return tokens, torch.cat([pointed_to, answers], dim=1), T
 
     def learned(self, n_loops: int, loss: float) -> None:
-        """Curriculum: once so many hops are mastered, ask for one more."""
-        if self.frontier < self.train_hops and loss < 0.2:
+        """Curriculum: once the largest loop count so far is mastered, allow one more."""
+        if n_loops == self.frontier < self.train_loops and loss < 0.2:
             self.frontier += 1
 
     def sequences(self, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -484,7 +487,7 @@ def run(args, training: Training) -> int:
         say(f"Stopped; {training.unsaved or saved}")
         return 4 if training.unsaved else 130
     trained = time.perf_counter() - started
-    say("\nMeasuring …")
+    say("\nMeasuring, up to a minute …")
     results = task.evaluate(training.model.eval())
     verdicts = [g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]]
     passed, seconds = all(verdicts), time.perf_counter() - started

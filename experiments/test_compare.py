@@ -11,6 +11,7 @@ import torch
 
 import train_tiny
 from experiments import compare, report, variants
+from experiments.test_trainer import edges_of, walk
 from experiments.text import Text
 from mythos import RecurrentDepthTransformer, flops_per_token, num_params
 
@@ -171,30 +172,60 @@ def test_flat_models_learn_the_end_within_reach():
             task.learned(n_loops, 0.1)
 
 
-@pytest.mark.parametrize("frontier", [1, 3, 12])
-def test_every_hop_asks_what_it_says(frontier):
-    """An answer one hop off, or more than 5 hops away; a curriculum that skips ahead."""
-    task, rng, seen = variants.EveryHop(), torch.Generator().manual_seed(0), set()
-    task.frontier, n = frontier, task.n_nodes
-    for _ in range(8):
-        tokens, targets, T = task.batch(rng)
-        seen.add(T)
-        edges, at = tokens[:, :n] - n, tokens[:, n:]
-        after, near = torch.zeros_like(edges).scatter(1, edges // n, edges % n), at
-        for t in range(T):
-            at = after.gather(1, at)
-            near = at if t < 5 else near
-        assert torch.equal(targets[:, n:], torch.where(near == at, at, -100))
-    assert max(seen) <= frontier and (frontier == 1 or len(seen) > 1)
-    for n_loops, loss, climbs in ((frontier, 0.21, 0), (frontier - 1, 0.1, 0), (frontier, 0.1, 1)):
-        task.learned(n_loops, loss)
-        assert task.frontier == min(frontier + climbs, 12)
+def hops_to_end(successor, node):
+    return next(
+        k for k in range(len(successor)) if walk(successor, node, k + 1) == walk(successor, node, k)
+    )
+
+
+@pytest.mark.parametrize("frontier", [1, 3, 5])
+def test_ends_ask_what_they_say(frontier):
+    """A node short of the end, an edge scored as something else than where it points, and the
+    mistake that would void the experiment: a training answer more than 5 hops away."""
+    task, rng = variants.Ends(), torch.Generator().manual_seed(0)
+    task.frontier, n, far = frontier, task.n_nodes, 0
+    for _ in range(4):
+        tokens, targets, _ = task.batch(rng)
+        assert sorted(tokens[0, n:].tolist()) == [*range(n)]
+        for row, wanted in zip(tokens[:4].tolist(), targets[:4].tolist(), strict=True):
+            successor = edges_of(row, n)
+            assert wanted[:n] == [(token - n) % n for token in row[:n]]
+            for query, target in zip(row[n:], wanted[n:], strict=True):
+                hops = hops_to_end(successor, query)
+                far += hops > frontier
+                assert target == (walk(successor, query, n) if hops <= frontier else -100)
+    assert far > 0
+
+
+def test_ends_curriculum_climbs_only_when_mastered():
+    """A curriculum that skips ahead of learning, or asks for more than 5 hops."""
+    task = variants.Ends()
+    for loss, expected in [(1.0, 1), (0.01, 2), (1.0, 2), (0.01, 3)]:
+        task.learned(1, loss)
+        assert task.frontier == expected
+    for _ in range(20):
+        task.learned(1, 0.0)
+    assert task.frontier == task.train_hops == 5
+
+
+def test_ends_train_deep_and_on_long_chains():
+    """Never just as many loops as hops, or never deep; short chains."""
+    task, rng = variants.Ends(), torch.Generator().manual_seed(0)
+    task.frontier = 5
+    loops = [task.draw_loops(rng) for _ in range(600)]
+    assert {*loops} == {5, 6, 7, 8, task.deep_loops}
+    assert 0.27 < loops.count(task.deep_loops) / 600 < 0.4 < (loops.count(5) + 30) / 600 < 0.6
+    n, lengths = task.n_nodes, []
+    for row in task.batch(rng)[0].tolist():
+        successor = edges_of(row, n)
+        lengths.append(max(hops_to_end(successor, i) for i in range(n)))
+    assert max(lengths) > 12
 
 
 def test_told_model_gets_what_the_loop_gets():
     """A flat model that is asked something else than the loop, or in training or test told a
     wrong T, or one it never met in training; one that hears T and does not feel it."""
-    task, loop, rng = variants.ToldHops(), variants.EveryHop(), torch.Generator()
+    task, loop, rng = variants.ToldHops(), train_tiny.Chains(), torch.Generator()
     task.frontier = loop.frontier = 12
     model = build("flat-flops-told")
     task.prepare(model)
@@ -407,8 +438,9 @@ def test_leads_are_paired_by_seed():
     """A difference of means over different seeds, or one with the wrong sign."""
     runs = [{"seed": s, "x": x} for s, x in ((1, 0.9), (2, 0.7), (3, 0.5))]
     others = [{"seed": s, "x": x} for s, x in ((2, 0.6), (3, 0.4))]
-    lead = report.against_loop({"loop": runs}, lambda n: n["x"])
-    assert lead("other", others) == "+10.0" and lead("loop", runs) == "–"
+    lead = report.lead_of_loop({"ends": runs}, lambda n: n["x"])
+    assert lead("flat-flops", others) == "+10.0"
+    assert lead("ends", runs) == lead("loop", others) == "–"
 
 
 def test_results_md_and_readme_are_what_the_program_writes():
@@ -433,8 +465,8 @@ def test_each_table_says_what_its_arms_were_given():
         assert rows and {line.count("|") for line in [head, rule, *rows]} == {head.count("|")}
         assert head.count("|") <= 10, section.title
     taught = {name: report.supervision(name) for name in variants.VARIANTS["chains"]}
-    assert taught["every-hop"] == taught["flat-flops-told-deep"] == "every hop"
-    assert taught["loop"] == taught["flat-flops-long"] == taught["fixed-loops"] == "ends"
+    assert taught["loop"] == taught["flat-flops-told-deep"] == "every hop"
+    assert taught["ends"] == taught["flat-flops-long"] == taught["fixed-loops"] == "ends"
 
 
 def test_kept_results_have_enough_seeds_and_all_steps():
@@ -469,9 +501,13 @@ def test_a_dash_where_a_model_was_never_asked():
 def test_readmes_table_compares_what_was_taught_alike():
     """A stack that is told T, or a loop taught every hop, beside models that see ends only."""
     numbers = {"seed": 10, "accuracy": {"12": [0.9] * 11, "0": [0.5] * 11}, "parameters": 1}
-    numbers |= {"train_flops": 1e12, "frontier": 12}
-    told = numbers | {"seed": 10, "accuracy": {"0": [0.5] * 11}}
-    found = {"loop": [numbers], "flat-flops": [told], "every-hop": [numbers]}
-    loop, flat = report.readme_summary(found).splitlines()[2:]
-    assert "| ends |" in loop and loop.endswith("| 90.0 | – | – |")
+    numbers |= {"train_flops": 1e12, "frontier": 12, "rho": 0.5}
+    numbers |= {"halting": {"accuracy": [0.8] * 11}}
+    told = {k: v for k, v in numbers.items() if k != "rho"} | {"accuracy": {"0": [0.5] * 11}}
+    once = numbers | {"variant": "one-loop", "accuracy": {"12": [0.9] * 11, "1": [0.2] * 11}}
+    found = {"loop": [numbers], "ends": [numbers], "one-loop": [once], "flat-flops": [told]}
+    taught, loop, one, flat = report.readme_summary(found).splitlines()[2:]
+    assert "| every hop |" in taught and taught.endswith("| 80.0 | – |")
+    assert one.endswith("| 20.0 | – | +70.0 |"), "the model that ran once, asked to run 12 times"
+    assert "| ends |" in loop and loop.endswith("| 90.0 | 80.0 | – |")
     assert "| ends |" in flat and flat.endswith("| 50.0 | – | +40.0 |")

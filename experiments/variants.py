@@ -20,7 +20,49 @@ from train_tiny import Chains
 # ------------------------------------------------------------------------------------------------
 
 
-class Flat(Chains):
+class Ends(Chains):
+    """Taught less: the ends of chains alone. Nobody tells the model how many hops, or where a query
+    is half-way: what a stack is taught.
+
+    The curriculum counts hops: at first only queries whose end is at most 1 hop away are scored;
+    each time those are mastered, a hop more, up to 5.
+    """
+
+    deep_loops = 16
+
+    def draw_loops(self, generator: torch.Generator) -> int:
+        """As many loops as hops asked for; or up to 3 more; or 16, so that the state learns to
+        stand still: a third of the steps each."""
+
+        def draw(low: int, high: int) -> int:
+            return int(torch.randint(low, high + 1, (), generator=generator))
+
+        hops = self.frontier
+        return (hops, draw(hops, hops + 3), self.deep_loops)[draw(0, 2)]
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        """tokens and targets (B, 2n), the ends of the chains, and a number of loops.
+
+        Scored are only queries at most `frontier` hops from their end; the others are −100.
+        """
+        n, B, n_loops = self.n_nodes, self.batch_size, self.draw_loops(generator)
+        longest = torch.randint(2, n + 1, (B, 1), generator=generator)
+        lengths = 1 + (torch.rand(B, n, generator=generator) * longest).long()
+        tokens, node, successors, _ = self.sequences(lengths, generator)
+        for _ in range(self.frontier):
+            node = successors.gather(1, node)
+        is_end = successors.gather(1, node) == node
+        pointed_to = (tokens[:, :n] - n) % n
+        targets = torch.cat([pointed_to, torch.where(is_end, node, -100)], dim=1)
+        return tokens, targets, n_loops
+
+    def learned(self, n_loops: int, loss: float) -> None:
+        """Curriculum: once so many hops are mastered, ask for one more."""
+        if self.frontier < self.train_hops and loss < 0.2:
+            self.frontier += 1
+
+
+class Flat(Ends):
     """For a model without a loop: the same batches, targets and curriculum."""
 
     def draw_loops(self, generator: torch.Generator) -> int:
@@ -51,64 +93,24 @@ class FastFlat(Flat):
     lr_scale = 2.0
 
 
-class OneLoop(Chains):
+class OneLoop(Ends):
     """The same model run once: what a loop has to beat first."""
 
     def draw_loops(self, generator: torch.Generator) -> int:
         return 1
 
 
-class FixedLoops(Chains):
+class FixedLoops(Ends):
     """Always 12 loops, however many hops are asked for."""
 
     def draw_loops(self, generator: torch.Generator) -> int:
         return self.test_loops
 
 
-class ShortGradient(Chains):
+class ShortGradient(Ends):
     """The gradient goes through the last 6 loops only: cheaper deep steps."""
 
     grad_loops = 6
-
-
-class EveryHop(Chains):
-    """Taught more: with T loops the answer is where the query is after T hops, for all T."""
-
-    train_loops = 12  # at most
-
-    def draw_loops(self, generator: torch.Generator) -> int:
-        """While climbing: half of the steps at the frontier. After: 3 of 4 at most 5 loops deep."""
-
-        def draw(low: int, high: int) -> int:
-            return int(torch.randint(low, high + 1, (), generator=generator))
-
-        if self.frontier < self.train_loops:
-            return self.frontier if draw(0, 1) else draw(1, self.frontier)
-        hops = self.train_hops
-        return draw(1, hops) if draw(1, 4) <= 3 else draw(hops + 1, self.train_loops)
-
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-        """tokens and targets (B, 2n), the answers after T hops, and T.
-
-        Only queries whose answer is at most 5 hops away are scored; the others are −100. With
-        T > 5 that leaves the nodes near the end of their chain: they have to stand still there.
-        """
-        n, B, T = self.n_nodes, self.batch_size, self.draw_loops(generator)
-        longest = torch.randint(2, n + 1, (B, 1), generator=generator)
-        lengths = 1 + (torch.rand(B, n, generator=generator) * longest).long()
-        tokens, queries, successors, _ = self.sequences(lengths, generator)
-        path = [queries]
-        for _ in range(T):
-            path.append(successors.gather(1, path[-1]))
-        near = path[-1] == path[min(T, self.train_hops)]
-        answers = torch.where(near, path[-1], -100)
-        pointed_to = (tokens[:, :n] - n) % n
-        return tokens, torch.cat([pointed_to, answers], dim=1), T
-
-    def learned(self, n_loops: int, loss: float) -> None:
-        """Curriculum: once the largest loop count so far is mastered, allow one more."""
-        if n_loops == self.frontier < self.train_loops and loss < 0.2:
-            self.frontier += 1
 
 
 class HopEmbedding(nn.Embedding):
@@ -123,8 +125,8 @@ class HopEmbedding(nn.Embedding):
         return super().forward(tokens) + self.hops[self.T]
 
 
-class ToldHops(EveryHop):
-    """For a model without loops that is told T: taught every hop, as the loop of EveryHop is.
+class ToldHops(Chains):
+    """For a model without loops that is told T: taught every hop, as the loop is.
 
     What the loop learns from f^T at every T, this model can learn, too.
     """
@@ -243,7 +245,7 @@ class Variant(NamedTuple):
 def supervision(name: str) -> str:
     """What a variant of the chains is taught: the answer after T hops, for all T, with T given (as
     the number of loops, or as a vector); or the ends of chains alone, with T unknown."""
-    return "every hop" if issubclass(VARIANTS["chains"][name].task, EveryHop) else "ends"
+    return "ends" if issubclass(VARIANTS["chains"][name].task, Ends) else "every hop"
 
 
 # Dense layers without a loop. d_ff is chosen so that 3 of them have as many parameters as the model
@@ -256,6 +258,7 @@ TEXT_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=6, d_ff
 VARIANTS = {
     "chains": {
         "loop": Variant("the loop of train_tiny.py"),
+        "ends": Variant("the loop, taught ends only", task=Ends),
         "one-loop": Variant("the same model, always one loop", task=OneLoop),
         "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, Flat),
         "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, Flat),
@@ -263,7 +266,6 @@ VARIANTS = {
         "flat-flops-fast": Variant("14 layers, twice the learning rate", SAME_FLOPS, FastFlat),
         "flat-flops-long": Variant("14 layers, three times the steps", SAME_FLOPS, LongFlat),
         "flat-flops-deep": Variant("14 layers, trained to 10 hops", SAME_FLOPS, DeepFlat),
-        "every-hop": Variant("the loop, taught every hop", task=EveryHop),
         "flat-flops-told": Variant("14 layers, told how many hops", SAME_FLOPS, ToldHops),
         "flat-flops-told-deep": Variant(
             "14 layers, told, trained to 10 hops", SAME_FLOPS, DeepToldHops
