@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     dist.init_process_group("nccl" if cuda else "gloo", **alone)  # torchrun says how many we are
     torch.manual_seed(0)  # the same weights on all ranks
     task = Chains()
-    task.frontier = task.train_hops  # no curriculum: a few steps shall see the whole task
+    task.frontier = task.train_loops  # no curriculum: a few steps shall see all loop counts
     model = RecurrentDepthTransformer(task.config("mla"))
     task.prepare(model)
     model.to("cuda" if cuda else "cpu")
