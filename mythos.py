@@ -354,7 +354,10 @@ class MixtureOfExperts(nn.Module):
         """Move the bias against imbalance; returns the load since the last call, (E,) int64.
 
         bias_i += speed · sign(mean(load) − load_i). Call it once after each optimizer step. The
-        load is counted in training mode, over all loops.
+        load is counted in training mode, over all loops. Padding counts, and what activation
+        checkpointing runs again counts again (unless compiled). Several processes sum `load` before
+        this call; DistributedDataParallel needs broadcast_buffers=False, or else each forward puts
+        rank 0's load in place of the others'.
         """
         load = self.load.clone()
         self.router_bias += speed * (load.float().mean() - load).sign()
@@ -592,7 +595,8 @@ class RecurrentDepthTransformer(nn.Module):
                 logits_to_keep: int = 0) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Token ids (N, T) -> logits (N, T, V) and, given targets (N, T), their mean cross-entropy.
 
-        targets: the id wanted at each position (the caller shifts); −100 is not scored.
+        targets: the id wanted at each position (the caller shifts); −100 is not scored. When you
+            accumulate gradients, weight each loss by its share of all scored targets.
         n_loops: None is config.max_loop_iters; more is allowed; 0: no loop, the coda reads e.
         grad_loops: only the last grad_loops loops carry gradient (truncated backpropagation
             through time); None: all. The prelude still learns, through the e of those loops.
@@ -718,6 +722,10 @@ class RecurrentDepthTransformer(nn.Module):
                  halt_threshold: float | None = None, eos_token: int | None = None,
                  generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
         """Continue prompts (N, T), all of one length, with sampled ids: (N, T + max_new_tokens).
+
+        No token is masked: padding would be read as part of the prompt, and change the answer. Call
+        this once for each length.
+
         temperature 0 takes the likeliest id. top_k keeps the k likeliest; top_p the fewest ids
         whose probabilities reach p (nucleus sampling, arXiv 1904.09751). A sequence that has
         produced eos_token is padded with it; generation ends early when every one has. n_loops and

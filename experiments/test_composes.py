@@ -152,6 +152,21 @@ def test_compiled_blocks_serve_any_number_of_loops():
     assert len(graphs) == 2  # another for the loops without gradient
 
 
+def test_accumulated_gradients_need_weights():
+    """A loss that is no mean over its scored targets: by its share of them weighted, micro-batches
+    give the gradient of the whole batch; a mean of means does not."""
+    model, tokens, targets = make(), ids(4, 8), ids(4, 8).clone()
+    targets[0, 2:] = targets[1, :7] = -100
+    want, total = gradients(model, tokens, targets), (targets != -100).sum()
+    parts = [*zip(tokens.split(2), targets.split(2), strict=True)]
+    for weights in ([(t != -100).sum() / total for _, t in parts], [0.5, 0.5]):
+        model.zero_grad()
+        for weight, part in zip(weights, parts, strict=True):
+            (weight * model(*part)[1]).backward()
+        worst = max((p.grad - want[n]).abs().max() for n, p in model.named_parameters())
+        assert worst > 1e-3 if weights == [0.5, 0.5] else worst < 1e-6
+
+
 # ---- weights that are kept in another form than they are used in ----
 
 

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import train_tiny
-from experiments import text
+from experiments import distributed, text
 from experiments.command import run_as_program, write_atomically
 from experiments.test_trainer import AnySteps
 from mythos import RecurrentDepthTransformer
@@ -717,14 +717,28 @@ def test_killed_twenty_times_a_training_ends_bit_identical(tmp_path):
 # ---- several processes ----
 
 
-def distributed(ranks, *flags):
+def launched(ranks, *flags):
     """What experiments/distributed.py prints, run by so many processes; none may wait for ever."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *launcher, "-m", "experiments.distributed", *flags]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
+
+
+def test_one_process_trains_the_same_in_every_way(monkeypatch, capsys):
+    """A trainer that has moved on from experiments/distributed.py, found by slow tests only; a loss
+    or a gradient that micro-batches, DDP or FSDP change."""
+    train, numbers = distributed.train, []
+    one_step = lambda *args, steps, **how: train(*args, steps=1, **how)  # noqa: E731
+    monkeypatch.setattr(distributed, "train", one_step)
+    for flags in ([], ["--parts", "2"], ["--ddp"], ["--shard", "--parts", "2"]):
+        distributed.main(flags)
+        step, bias = capsys.readouterr().out.splitlines()
+        numbers.append([float(step.split()[i]) for i in (2, 4)])
+        assert "-0.01" in bias
+    torch.testing.assert_close(numbers, [numbers[0]] * 4, rtol=1e-5, atol=0)
 
 
 @pytest.mark.slow
@@ -732,10 +746,10 @@ def test_two_ranks_train_like_one(capsys):
     """A mean of means, a gradient averaged instead of summed, a router steered by its own rank's
     load, or by rank 0's that DDP puts in its place; sharded weights that lose the gradient of all
     loops but one, or of all micro-batches but one."""
-    wanted = distributed(1)
+    wanted = launched(1)
     assert len(wanted) == 9
     for flags in ([], ["--shard", "--parts", "2"], ["--ddp", "--parts", "2"]):
-        got = distributed(2, *flags)
+        got = launched(2, *flags)
         worst = []
         for column in (2, 4):  # of the gradient norm, and of the loss
             pairs = [[float(x.split()[column]) for x in lines[:-1]] for lines in (wanted, got)]
@@ -749,4 +763,4 @@ def test_two_ranks_train_like_one(capsys):
 @pytest.mark.parametrize("flags", [[], ["--shard"]])
 def test_a_rank_that_halts_waits_for_nobody(flags):
     """A message in each loop: the rank that has halted and the one that has not both hang."""
-    assert distributed(2, "--halt", *flags) == ["loops used on each rank: [1, 64]"]
+    assert launched(2, "--halt", *flags) == ["loops used on each rank: [1, 64]"]
