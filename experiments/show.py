@@ -66,10 +66,9 @@ def draw_chains(task, results: dict, path: Path) -> None:
     left.set_title("Accuracy after so many loops", pad=18)
     right.plot(hops, h["loops"], "o-", color="C0")
     right.plot(hops, hops, ":", color="black")
-    right.text(2.9, h["loops"][3] + 0.6, "loops that halting spends", ha="right", color="C0")
-    right.text(6.2, 5.2, "the least possible:\none per hop")
-    halted = f"Halting when the state changes by less than {task.halt_threshold}"
-    right.set_title(f"{halted}: {100 * mean(h['accuracy']):.1f}% right", pad=18)
+    right.text(6.6, h["loops"][7], "spent by halting", ha="right", color="C0")
+    right.text(6.6, 5.2, "the least possible:\none per hop")
+    right.set_title(f"Halting: {100 * mean(h['accuracy']):.1f}% right", pad=18)
     right.set(xlabel="hops to the end of the chain", ylabel="loops")
     picture.savefig(path, dpi=120, format="png")
 
@@ -103,10 +102,10 @@ def draw_moving(task, model, path: Path, last: int = 14) -> None:
                     continue
                 mark = "s" if now == 0 else "o" if now > 0 else "x"
                 right.plot([start, max(now, 0)], [start, start], "-", color="0.8")
-                right.plot(now if now >= 0 else -1, start, mark, color="C1" if now < 0 else "C0")
-            right.set_xlim(task.longest - 0.5, -1.6)
+                right.plot(now if now >= 0 else -2, start, mark, color="C1" if now < 0 else "C0")
+            right.set_xlim(task.longest - 0.5, -2.8)
             right.set_ylim(-0.6, task.longest - 0.4)
-            right.set_xticks([10, 5, 0, -1], ["10 hops before", "5", "end", "elsewhere"])
+            right.set_xticks([10, 5, 0, -2], ["10 hops before", "5", "end", "elsewhere"])
             right.set_yticks(range(task.longest))
             right.set(xlabel="the node that is named", ylabel="hops to go")
             right.set_title("one sequence: ○ on the way, ■ at the end", pad=18)
