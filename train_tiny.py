@@ -178,7 +178,7 @@ class Chains:
         drift = max(accuracy[16][k] - accuracy[L][k] for L in deep for k in range(self.longest))
         how = f"halting below {self.halt_threshold}"
         checks = [
-            (f"right up to {trained} hops, {how}", min(halted[: trained + 1]), ">=", 0.98),
+            (f"right up to {trained} hops, {how}", min(halted[: trained + 1]), ">=", 0.99),
             (f"right at {last} hops, {how}", halted[last], ">=", 0.90),
             ("lost from 16 to 32 loops, at any hops", drift, "<=", 0.05),
             ("lost by halting, against the best number of loops", best - mean(halted), "<=", 0.01),

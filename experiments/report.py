@@ -366,7 +366,9 @@ def trainer_sections(results: Path) -> list[Section]:
             halting = halting[str(Chains.halt_threshold)]
             shares = [min(at[: NEAR + 1]), at[8], at[LAST], mean(halting["accuracy"])]
             numbers = [f"{100 * share:.1f}" for share in shares]
-            numbers += [f"{mean(halting['loops']):.1f}", f"{n['seconds']:.0f}"]
+            whole = n["train_seconds"] > 1  # else a finished training was only measured
+            seconds = f"{n['seconds']:.0f}" if whole else "–"
+            numbers += [f"{mean(halting['loops']):.1f}", seconds]
             rows.append([n["attention"].upper(), f"{n['seed']}", *numbers])
         given = f"Given: the answer after every hop; none is more than {NEAR} hops away."
         made = f"After {Chains.test_loops} loops, or halting below {Chains.halt_threshold}."

@@ -157,7 +157,7 @@ def test_chains_report_is_about_queries_and_the_threshold_it_names(monkeypatch):
     assert {k: h["loops"][0] for k, h in results["halting"].items()} == {0.5: 20, 0.2: 50, 0.1: 100}
     checks = results["checks"]
     assert checks[0][1] == 0 and checks[3][1] > 0.3
-    assert [c[2:] for c in checks] == [(">=", 0.98), (">=", 0.9), ("<=", 0.05), ("<=", 0.01)]
+    assert [c[2:] for c in checks] == [(">=", 0.99), (">=", 0.9), ("<=", 0.05), ("<=", 0.01)]
 
 
 def tiny_model():
