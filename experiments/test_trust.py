@@ -40,6 +40,8 @@ SHRINK = """if True:
     tiny = dict(d_model=32, n_heads=2, num_experts=4)
     Chains.config = lambda self, kind: dataclasses.replace(full(self, kind), **tiny)
     Chains.batch_size = Chains.test_size = 4
+    from experiments.test_trainer import AnySteps
+    Chains.steps = AnySteps(600)
 """
 
 
@@ -626,7 +628,8 @@ DRILL = (
     + """
     import io, os, random, signal, sys, time
     from pathlib import Path
-    train_tiny.main(["--steps", "1", "--out", "warm-up"])  # all imports, once for all lives
+    # All imports, once for all lives.
+    train_tiny.main(["--steps", "1", "--out", sys.argv[1] + "-warm-up"])
     train_tiny.SAVE_EVERY, steps, wanted_kills = 1, 80, 22
     save, out, log = torch.save, Path(sys.argv[1]), Path(sys.argv[1]) / "losses"
     losses, sender = [], None
@@ -637,7 +640,8 @@ DRILL = (
 
     def slow_save(state, path):
         with open(log, "a") as file:
-            file.write(f"{state['step']} {losses[-1]!r}\\n")
+            if losses:  # not before the first step
+                file.write(f"{state['step']} {losses[-1]!r}\\n")
         buffer = io.BytesIO()
         save(state, buffer)
         os.write(sender, b".")
