@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,3 +145,14 @@ def make_parser(what: str, steps: int) -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue from --out's checkpoint")
     parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
     return parser
+
+
+def load_checkpoint(path: Path) -> dict:
+    """A plain dict; nothing is unpickled. Raises ValueError if `path` is no checkpoint of ours."""
+    expect(path.is_file(), "checkpoint", str(path), "a file that a training has saved")
+    with refusing(f"{path} is no checkpoint of this program"):
+        damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
+        expect(damaged is None, "checksum", damaged, "the bytes that were written")
+        saved = dict(torch.load(path, map_location="cpu", weights_only=True))
+        dict(saved["run"]), saved["model"]  # KeyError: somebody else's checkpoint
+    return saved

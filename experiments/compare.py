@@ -2,6 +2,7 @@
 """What looping buys, and what it does not: variants of Mythos, trained alike and compared.
 
     python -m experiments.compare                    chains: pointer chasing
+    python -m experiments.compare --task circuits
     python -m experiments.compare --task text        the bytes of Python's own library
     python -m experiments.compare --task stability   chains again, at other learning rates
     python -m experiments.compare --report           no training: RESULTS.md and pictures
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments import report, variants
+from experiments.circuits import Circuits
 from experiments.command import describe_machine, run_as_program, say, write_atomically
 from experiments.report import RESULTS
 from experiments.text import Text
@@ -148,13 +150,29 @@ def measure_text(model: RecurrentDepthTransformer, task: Text) -> dict:
     return {"bits_per_byte": bits, "halting": halting} | dynamics(model, windows[:2, :-1])
 
 
+def measure_circuits(model: RecurrentDepthTransformer, task: Circuits) -> dict:
+    """Accuracy by depth for each loop count; with a loop also how it halts, and how it moves."""
+    if not model.recurrent:
+        return {"accuracy": task.measure(model, [0])[0]}
+    most = variants.MOST_LOOPS
+    accuracy, _ = task.measure(model, list(range(1, most + 1)))
+    halted, used = task.measure(model, [most], task.halt_threshold)
+    halting = {"accuracy": halted[most], "loops": used}
+    return {"accuracy": accuracy, "halting": halting} | dynamics(model, task.test_set()[0][:8])
+
+
 def measure_stability(model: RecurrentDepthTransformer, task: Chains) -> dict:
     """Does it still answer, and how does the state move?"""
     accuracy, _ = task.measure(model, sorted({Chains.test_loops, variants.MOST_LOOPS}))
     return {"accuracy": accuracy} | dynamics(model, task.test_set()[0][:8])
 
 
-MEASURES = {"chains": measure_chains, "text": measure_text, "stability": measure_stability}
+MEASURES = {
+    "chains": measure_chains,
+    "circuits": measure_circuits,
+    "text": measure_text,
+    "stability": measure_stability,
+}
 
 
 def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loops: int) -> float:

@@ -12,9 +12,10 @@ from statistics import stdev
 from typing import NamedTuple
 
 from experiments import variants
+from experiments.circuits import Circuits
 from experiments.command import write_atomically
 from experiments.text import Text
-from experiments.variants import VARIANTS, ToldHops, supervision
+from experiments.variants import VARIANTS, Ends, ToldHops, supervision
 from train_tiny import Chains
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -45,6 +46,11 @@ def accuracy_at(numbers: dict, loops: int) -> list[float]:
     if numbers.get("variant") == "one-loop":
         return numbers["accuracy"]["1"]
     return numbers["accuracy"].get(str(loops)) or numbers["accuracy"]["0"]
+
+
+def at_last(numbers: dict) -> float:
+    """Accuracy at the most hops, or the largest depth, of the test."""
+    return accuracy_at(numbers, Chains.test_loops)[LAST]
 
 
 def reach(numbers: dict) -> int:
@@ -93,15 +99,14 @@ def spread(values: list[float], form: str = ".1f") -> str:
     return f"{mean(values):{form}}" + (f" ± {half:{form.lstrip('+')}}" if half else "")
 
 
-def lead_of_loop(found: Runs, measure: Callable[[dict], float]) -> Column:
-    """What the loop taught ends only has more than a variant taught alike, in points: differences
-    within each seed."""
-    loop = {n["seed"]: measure(n) for n in found.get("ends", [])}
+def lead_of(first: str, found: Runs, others: list[str], measure: Callable[[dict], float]) -> Column:
+    """What the first variant has more than each of the others, in points: differences within each
+    seed."""
+    best = {n["seed"]: measure(n) for n in found.get(first, [])}
 
     def column(name: str, runs: list[dict]) -> str:
-        alike = name != "ends" and supervision(name) == "ends"
-        seeds = [n for n in runs if n["seed"] in loop and alike]
-        return spread([100 * (loop[n["seed"]] - measure(n)) for n in seeds], "+.1f")
+        seeds = [n for n in runs if n["seed"] in best and name in others]
+        return spread([100 * (best[n["seed"]] - measure(n)) for n in seeds], "+.1f")
 
     return column
 
@@ -151,7 +156,8 @@ def readme_summary(found: Runs) -> str:
     columns |= PARAMETERS | {f"{k} hops": at_hops(k) for k in (NEAR, NEAR + 1, LAST)}
     columns |= {f"{LAST} hops, halting": halted}
     title = f"the loop's lead at {LAST} hops"
-    columns |= {title: lead_of_loop(found, lambda n: accuracy_at(n, Chains.test_loops)[LAST])}
+    alike = [name for name in found if supervision(name) == "ends" and name != "ends"]
+    columns |= {title: lead_of("ends", found, alike, at_last)}
     rows = [
         [VARIANTS["chains"][name].what, *(cell(name, found[name]) for cell in columns.values())]
         for name in PICTURED
@@ -179,9 +185,11 @@ class Section(NamedTuple):
 
 
 GIVEN = (
-    "Given to each arm: edges and the ends of chains at most 5 hops away (`-deep`: 10), the same "
-    "batches for one seed, 600 steps (`-long`: 1,800). To the loop of train_tiny.py, what is built "
-    "on it and the `-told` stacks: the answer after every hop, and how many hops are asked for."
+    "Given to each arm that is taught ends: edges and the ends of chains at most 5 hops away "
+    f"(`-deep`: 10), the same batches for one seed, {Ends.steps} steps (`-long`: three times as "
+    "many). To the loop of train_tiny.py, what is built on it and the `-told` stacks: the answer "
+    f"after every hop, how many hops are asked for, and {Chains.steps} steps. Loops are trained "
+    "with noise on their states, stacks without."
 )
 LOOPS_ONLY = "Given to each arm as above."
 
@@ -271,6 +279,52 @@ def chains_sections(found: Runs) -> list[Section]:
     ]
 
 
+def circuits_sections(found: Runs) -> list[Section]:
+    def accuracy(depth: int, loops: int = Chains.test_loops) -> Column:
+        def column(name: str, runs: list[dict]) -> str:
+            asked = runs if has_loop(runs) or loops == Chains.test_loops else []
+            return spread([100 * accuracy_at(n, loops)[depth] for n in asked])
+
+        return column
+
+    def halting(cell: Callable[[dict], float]) -> Column:
+        return lambda name, runs: spread([cell(n["halting"]) for n in runs if has_loop(runs)])
+
+    given = (
+        "Given to each arm: the values of variables at most 5 gates deep, and those of their "
+        f"operands; the same batches for one seed; {Circuits.steps} steps. Nobody is told a depth."
+    )
+    what: dict[str, Column] = {
+        "what differs": lambda name, runs: VARIANTS["circuits"][name].what,
+        "seeds": lambda name, runs: f"{len(runs)}",
+    }
+    quality = {f"depth {k}": accuracy(k) for k in (NEAR, NEAR + 1, 8, LAST)}
+    others = [name for name in found if name != "loop"]
+    quality |= {f"the loop's lead at {LAST}": lead_of("loop", found, others, at_last)}
+    loop = {name: runs for name, runs in found.items() if name == "loop"}
+    stopping = {f"depth {LAST}, {L} loops": accuracy(LAST, L) for L in (8, 12, 16, 32)}
+    stopping |= {f"depth {LAST}, halting": over(lambda n: 100 * n["halting"]["accuracy"][LAST])}
+    for k in (0, NEAR, LAST):
+        title = f"loops spent on depth {k}"
+        stopping |= {title: over(lambda n, k=k: n["halting"]["loops"][k])}
+    return [
+        Section(
+            "Circuits: depth that is no walk along one path",
+            given,
+            table(found, what | PARAMETERS | quality),
+            "Half of the answers are right by guessing.",
+            "Accuracy by depth: the loop after so many loops, and two models without one.",
+        ),
+        Section(
+            f"Circuits: halting below {Circuits.halt_threshold}",
+            given,
+            table(loop, stopping),
+            "The threshold is far smaller than that of the chains: the state of a gate that waits "
+            "for its operands hardly moves either, and a larger threshold takes it for done.",
+        ),
+    ]
+
+
 def norms(form: str) -> dict[str, Column]:
     return {
         f"state norm, loop {L}": finished(lambda n, L=L: n["state_norm"][str(L)], form)
@@ -351,7 +405,12 @@ def text_sections(found: Runs) -> list[Section]:
     ]
 
 
-SECTIONS = {"chains": chains_sections, "text": text_sections, "stability": stability_sections}
+SECTIONS = {
+    "chains": chains_sections,
+    "circuits": circuits_sections,
+    "text": text_sections,
+    "stability": stability_sections,
+}
 
 
 def trainer_sections(results: Path) -> list[Section]:
@@ -463,7 +522,29 @@ def draw_text(found: Runs, path: Path) -> None:
     picture.savefig(path, dpi=120, format="png")
 
 
-DRAW = {"chains": draw_chains, "text": draw_text}
+def draw_circuits(found: Runs, path: Path) -> None:
+    """Accuracy by depth: the loop after 1, 2, 4 … loops, and the models without."""
+    from matplotlib import colormaps, figure
+
+    picture = figure.Figure(figsize=(7.5, 4.6), layout="constrained")
+    axes, depths = picture.subplots(), range(Circuits.longest)
+    shown = (1, 2, 4, 6, 8, Circuits.test_loops)
+    for name, runs in found.items():
+        for i, loops in enumerate(shown if has_loop(runs) else [Circuits.test_loops]):
+            middle, low, high = by_seed([[100 * a for a in accuracy_at(n, loops)] for n in runs])
+            colour = colormaps["viridis"](i / len(shown)) if has_loop(runs) else "C3"
+            label = f"the loop, {loops} loop{'s' * (loops > 1)}"
+            label = label if has_loop(runs) else VARIANTS["circuits"][name].what
+            axes.plot(depths, middle, "o-" if has_loop(runs) else "s:", color=colour, label=label)
+            axes.fill_between(depths, low, high, color=colour, alpha=0.15)  # worst to best seed
+    axes.axvline(NEAR + 0.5, color="black", linewidth=0.8, linestyle="--")
+    axes.text(NEAR + 0.6, 101, "deeper than any in training →", fontsize="small")
+    axes.set(xlabel=Circuits.difficulty, ylabel="accuracy (%)", ylim=(40, 105))
+    picture.legend(loc="outside right center", fontsize="small")
+    picture.savefig(path, dpi=120, format="png")
+
+
+DRAW = {"chains": draw_chains, "circuits": draw_circuits, "text": draw_text}
 
 # ------------------------------------------------------------------------------------------------
 # Writing
@@ -484,7 +565,7 @@ def results_text(results: Path) -> str:
     if trainer := trainer_sections(results):
         pages += ["## The trainer's own runs", *(section.page("") for section in trainer)]
     pages += ["## The comparison"]
-    for kind in ("chains", "stability", "text"):
+    for kind in ("chains", "circuits", "stability", "text"):
         if found := load_results(kind, results):
             pages += [section.page(kind) for section in SECTIONS[kind](found)]
     return "\n\n".join(pages) + "\n"

@@ -19,21 +19,21 @@ def tables_of_chains(task, results: dict) -> str:
     """What `evaluate` measured, as text."""
     accuracy, hops = results["accuracy"], "".join(f"{k:5d}" for k in range(task.longest))
     lines = [
-        f"Test: {task.test_size} sequences, each a chain of {task.longest} nodes and "
-        f"{len(task.decoys)} others. Naming the end of any would score {results['guess']:.0%}.",
-        "\nAccuracy (%) after so many loops (rows) by hops to the end of the chain (columns)",
+        f"Test: {task.test_size} sequences. Guessing would score {results['guess']:.0%}.",
+        f"\nAccuracy (%) after so many loops (rows) by {task.difficulty} (columns)",
         f"loops {hops}",
     ]
     for L in (1, 2, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32):
         lines.append(f"{L:5d} " + "".join(f"{100 * a:5.0f}" for a in accuracy[L]))
-    lines.append("\nHalting when the state changes by less than: loops used by hops, and mean")
+    lines.append("\nHalting when the state changes by less than: loops used, and the mean")
     lines.append(f"      {hops}   loops accuracy")
     for threshold, h in results["halting"].items():
         row = f"{threshold:5.2f} " + "".join(f"{used:5.1f}" for used in h["loops"])
         lines.append(f"{row}  {mean(h['loops']):6.1f} {100 * mean(h['accuracy']):7.1f}%")
     best = max(accuracy, key=lambda L: mean(accuracy[L]))
     lines.append(f"The best fixed number of loops, {best}: {100 * mean(accuracy[best]):28.1f}%")
-    lines.append('\nAsk it: python -m experiments.ask "0-4 3-1 4-3 1-1 2-2"')
+    if task.name == "chains":
+        lines.append('\nAsk it: python -m experiments.ask "0-4 3-1 4-3 1-1 2-2"')
     return "\n".join(lines)
 
 
@@ -46,7 +46,7 @@ def draw_staircase(axes, accuracy: dict, task, rows: int, shown: int):
     image = axes.imshow(grid, extent=extent, **how)
     axes.axvline(task.train_hops + 0.5, color="C1", linestyle="--", linewidth=2)
     axes.text(task.train_hops + 0.6, rows + 0.7, NEVER, color="C1", fontsize="small")
-    axes.set(xlabel="hops to the end of the chain", ylabel="loops")
+    axes.set(xlabel=task.difficulty, ylabel="loops")
     axes.set_xticks(range(task.longest))
     return image
 
@@ -67,9 +67,9 @@ def draw_chains(task, results: dict, path: Path) -> None:
     right.plot(hops, h["loops"], "o-", color="C0")
     right.plot(hops, hops, ":", color="black")
     right.text(6.6, h["loops"][7], "spent by halting", ha="right", color="C0")
-    right.text(6.6, 5.2, "the least possible:\none per hop")
+    right.text(6.6, 5.2, "the least possible:\none for each")
     right.set_title(f"Halting: {100 * mean(h['accuracy']):.1f}% right", pad=18)
-    right.set(xlabel="hops to the end of the chain", ylabel="loops")
+    right.set(xlabel=task.difficulty, ylabel="loops")
     picture.savefig(path, dpi=120, format="png")
 
 

@@ -301,7 +301,7 @@ def test_long_variants_train_for_longer(tmp_path, monkeypatch):
     for name in ("flat-flops", "flat-flops-long", "flat-flops-told-deep-long"):
         with pytest.raises(InterruptedError):
             compare.run("chains", name, 0, tmp_path, tmp_path)
-    assert seen == [600, 1800, 1800]
+    assert seen == [600, 1800, 3 * train_tiny.Chains.steps]
 
 
 def test_loop_counts_of_the_tasks():
@@ -438,7 +438,7 @@ def test_leads_are_paired_by_seed():
     """A difference of means over different seeds, or one with the wrong sign."""
     runs = [{"seed": s, "x": x} for s, x in ((1, 0.9), (2, 0.7), (3, 0.5))]
     others = [{"seed": s, "x": x} for s, x in ((2, 0.6), (3, 0.4))]
-    lead = report.lead_of_loop({"ends": runs}, lambda n: n["x"])
+    lead = report.lead_of("ends", {"ends": runs}, ["flat-flops"], lambda n: n["x"])
     assert lead("flat-flops", others) == "+10.0"
     assert lead("ends", runs) == lead("loop", others) == "–"
 

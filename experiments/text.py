@@ -29,7 +29,7 @@ class Text:
     """Next-byte prediction on files, some of which are held out whole. A token is a byte."""
 
     name, steps, batch_size, grad_loops = "text", 900, 5, 4
-    lr_scale, prelude_lr = 1.0, 1.0
+    lr_scale, prelude_lr, state_noise = 1.0, 1.0, 0.0
     frontier = 0  # no curriculum
     draw = None  # no picture: five numbers are better read in a table
     context = 256  # bytes that the model sees

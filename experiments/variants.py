@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What is compared: the toy of train_tiny.py (and of text.py) with one thing or a few changed.
 
-A variant is a config's fields, a task and a model. All get the same data, batch size, seeds and,
-unless their name ends in "long", steps.
+A variant is a config's fields, a task and a model. All get the same data, batch size and seeds; and
+those that are taught alike get as many steps, unless their name ends in "long".
 """
 
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.circuits import Circuits
 from experiments.text import Text
 from mythos import RecurrentDepthTransformer
 from train_tiny import Chains
@@ -28,7 +29,7 @@ class Ends(Chains):
     each time those are mastered, a hop more, up to 5.
     """
 
-    deep_loops = 16
+    steps, deep_loops = 600, 16
 
     def draw_loops(self, generator: torch.Generator) -> int:
         """As many loops as hops asked for; or up to 3 more; or 16, so that the state learns to
@@ -78,7 +79,7 @@ class DeepFlat(Flat):
 class LongFlat(Flat):
     """Three times the steps: 14 layers may only be slower to learn."""
 
-    steps = 3 * Chains.steps
+    steps = 3 * Ends.steps
 
 
 class SlowFlat(Flat):
@@ -94,7 +95,10 @@ class FastFlat(Flat):
 
 
 class OneLoop(Ends):
-    """The same model run once: what a loop has to beat first."""
+    """The same model run once: what a loop has to beat first. No loop follows that could put noise
+    right."""
+
+    state_noise = 0.0
 
     def draw_loops(self, generator: torch.Generator) -> int:
         return 1
@@ -105,6 +109,12 @@ class FixedLoops(Ends):
 
     def draw_loops(self, generator: torch.Generator) -> int:
         return self.test_loops
+
+
+class NoNoise(Chains):
+    """What `Training.disturb` is for."""
+
+    state_noise = 0.0
 
 
 class ShortGradient(Ends):
@@ -165,7 +175,23 @@ class LongDeepToldHops(DeepToldHops):
 class Far(Chains):
     """A test of 14 hops instead of 10: almost three times as far as any training answer."""
 
-    longest, decoys = 15, (2, 2, 1)
+    longest, decoys, guess = 15, (2, 2, 1), 1 / 4
+
+
+class OneLoopCircuits(Circuits):
+    """Circuits for the same model run once."""
+
+    state_noise = 0.0
+
+    def draw_loops(self, generator: torch.Generator) -> int:
+        return 1
+
+
+class FlatCircuits(Circuits):
+    """Circuits for a model without loops."""
+
+    def draw_loops(self, generator: torch.Generator) -> int:
+        return 0
 
 
 class FlatText(Text):
@@ -258,6 +284,7 @@ TEXT_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=6, d_ff
 VARIANTS = {
     "chains": {
         "loop": Variant("the loop of train_tiny.py"),
+        "no-noise": Variant("no noise on the state in training", task=NoNoise),
         "ends": Variant("the loop, taught ends only", task=Ends),
         "one-loop": Variant("the same model, always one loop", task=OneLoop),
         "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, Flat),
@@ -283,6 +310,11 @@ VARIANTS = {
         "no-prelude": Variant("no prelude", dict(prelude_layers=0)),
         "loop-index": Variant("with a loop-index embedding", model=LoopIndexEmbedding),
         "loop-lora": Variant("with a LoRA per loop", model=LoopLoRA),
+    },
+    "circuits": {
+        "loop": Variant("the loop of circuits.py", task=Circuits),
+        "one-loop": Variant("the same model, always one loop", task=OneLoopCircuits),
+        "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, FlatCircuits),
     },
     "text": {
         "loop": Variant("random loop counts: the loop of text.py", task=Text),

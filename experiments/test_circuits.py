@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""Tests of circuits.py. Docstrings name the mistakes."""
+
+import json
+
+import pytest
+import torch
+
+from experiments import circuits
+from experiments.circuits import Circuits
+
+torch.set_num_threads(1)
+
+
+def compute(row: list[int], n: int) -> tuple[dict[int, int], dict[int, int]]:
+    """Value and depth of each variable, from the tokens alone, one variable at a time."""
+    value, depth = {}, {}
+    for first, second in zip(row[: 2 * n : 2], row[1 : 2 * n : 2], strict=True):
+        if first < 3 * n:
+            assert first == second, "an input is one token, twice"
+            i, bit = divmod(first - n, 2)
+            value[i], depth[i] = bit, 0
+            continue
+        (op, i, x), (same_op, same_i, y) = (
+            ((t - 3 * n) // n**2, (t - 3 * n) // n % n, (t - 3 * n) % n) for t in (first, second)
+        )
+        assert (op, i) == (same_op, same_i) and x != y
+        assert i not in value and {x, y} <= {*value}, "a gate follows its operands"
+        value[i] = int(value[x] != value[y]) if op == 0 else int(not (value[x] and value[y]))
+        depth[i] = 1 + max(depth[x], depth[y])
+    assert sorted(value) == [*range(n)]
+    return value, depth
+
+
+@pytest.mark.parametrize("deepest", [1, 5, 10])
+def test_values_and_depths_are_those_of_the_circuit(deepest):
+    """A wrong value, a gate before its operands, one deeper than the curriculum allows."""
+    task, generator = Circuits(), torch.Generator().manual_seed(deepest)
+    tokens, values, depths = task.circuits(30, deepest, generator)
+    n, seen = task.n_nodes, set()
+    for row, said, deep in zip(tokens.tolist(), values.tolist(), depths.tolist(), strict=True):
+        value, depth = compute(row, n)
+        asked = row[2 * n :]
+        assert sorted(asked) == [*range(n)] and max(depth.values()) <= deepest
+        assert said[2 * n :] == [value[i] for i in asked] and deep == [depth[i] for i in asked]
+        for token, bit in zip(row[: 2 * n], said[: 2 * n], strict=True):
+            own = token < 3 * n
+            assert bit == value[(token - n) // 2 if own else (token - 3 * n) % n]
+        seen |= {*deep}
+    assert seen == {*range(deepest + 1)} and tokens.max() < task.config("mla").vocab_size
+
+
+def test_training_circuits_are_at_most_five_deep_and_the_loops_reach():
+    """A training answer as deep as those of the test, too few loops for it, no deep steps; a test
+    that can be guessed."""
+    task, generator = Circuits(), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        task.learned(1, 0.0)
+    assert task.frontier == 5
+    drawn = [task.draw_loops(generator) for _ in range(300)]
+    assert min(drawn) == 6 and 60 < drawn.count(12) and max(drawn) == 12
+    for _ in range(3):
+        tokens, values, _ = task.batch(generator)
+        assert tokens.shape == values.shape == (task.batch_size, 3 * task.n_nodes)
+        assert max(max(compute(row, task.n_nodes)[1].values()) for row in tokens.tolist()) == 5
+    _, values, depth = task.test_set()
+    for k in range(task.longest):
+        assert 0.35 < values[depth == k].float().mean() < 0.7 and (depth == k).sum() >= 100
+
+
+def test_curriculum_waits_for_what_is_mastered():
+    """Deeper circuits before these are learned."""
+    task = Circuits()
+    for loss, expected in ((0.16, 1), (0.14, 2), (0.2, 2)):
+        task.learned(3, loss)
+        assert task.frontier == expected
+
+
+def test_command_trains_measures_and_judges(tmp_path, monkeypatch, capsys):
+    """A command that does not run, or that passes an untrained model."""
+    monkeypatch.setattr(Circuits, "steps", 1)
+    monkeypatch.setattr(Circuits, "test_size", 60)
+    monkeypatch.setattr(Circuits, "batch_size", 2)
+    assert circuits.main(["--steps", "1", "--out", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "depth of the variable" in out and "Guessing would score 50%" in out
+    numbers = json.loads((tmp_path / "circuits-mla-seed0.json").read_text())
+    assert [c[2:] for c in numbers["checks"]][:2] == [[">=", 0.95], [">=", 0.80]]
+    assert len(numbers["accuracy"]["12"]) == 11 and (tmp_path / "circuits-mla-seed0.png").exists()
