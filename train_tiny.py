@@ -59,8 +59,7 @@ class Chains:
     its answer is j, the node it points to. That keeps the edges' states still while queries walk.
     """
 
-    name, steps, batch_size = "chains", 400, 32
-    n_nodes = 20
+    name, n_nodes, steps, batch_size = "chains", 20, 400, 32
     train_hops, train_loops = 5, 12  # no training answer is further away, no training loop deeper
     grad_loops = None  # the gradient goes through all loops
     lr_scale, prelude_lr = 1.0, 0.05  # all learning rates; and the prelude's, see `prepare`
@@ -90,7 +89,10 @@ class Chains:
             block.ffn.down_proj.weight.zero_()
 
     def draw_loops(self, generator: torch.Generator) -> int:
-        """While climbing: half of the steps at the frontier. After: half at 5 loops, half deeper."""
+        """While climbing, half of the steps at the frontier; then half at 5 loops, half deeper.
+
+        By then fewer loops are mastered. A smaller model forgets them: see tutorial.ipynb, 4.1.
+        """
 
         def draw(low: int, high: int) -> int:
             return int(torch.randint(low, high + 1, (), generator=generator))
@@ -332,7 +334,8 @@ class Training:
         return told
 
     def disturb(self, module: torch.nn.Module, inputs: tuple, h: Tensor) -> Tensor:
-        """Add noise to each new state, (N, T, D), which the next loop has to put right.
+        """Add noise to each new state, (N, T, D), which the next loop has to put right (noise in
+        recurrent networks: Jim, Giles and Horne 1996).
 
         Without noise, training is content once an answer is right, by however little. A query that
         stands still then leans a little towards a wrong node in each loop, and after many it falls.

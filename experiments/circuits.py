@@ -4,10 +4,11 @@
     python -m experiments.circuits          about 5 minutes; ends in PASS or FAIL
 
 A circuit is written like a program of 16 variables, each after those it reads. A variable is an
-input, 0 or 1, or the XOR or NAND of two earlier ones. Then every variable is asked for. A variable
-takes two tokens; a gate's are its operands:
+input, 0 or 1, or the XOR (^) or NAND (!&) of two earlier ones. Then every variable is asked for:
 
-    c=1 c=1  a=0 a=0  d=c^· d=·^a  b=c∧· b=·∧d | a b c d         answers: 0 0 1 1
+    c=1 a=0 d=c^a b=c!&d | a b c d          answers: 0 0 1 1
+
+A gate takes two tokens, one for each operand; an input takes the same token twice.
 
 Depth: 0 for an input, 1 more than the deeper operand for a gate. Nobody tells the model how deep
 anything is, nor any value on the way but those of the operands. In training no circuit is more than
@@ -32,6 +33,7 @@ class Circuits(Chains):
 
     name, steps, batch_size = "circuits", 800, 32
     n_nodes = 16  # variables
+    state_noise = 0.0  # 0.3, measured, slows the learning down here
     deep_loops = 12  # the deepest of training
     about = "each step draws its own number of loops; each time the loss falls, gates get deeper"
     difficulty, guess = "depth of the variable", 0.5

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import train_tiny
-from experiments import ask, show, text
-from experiments.test_trainer import oracle, small, tiny_model  # noqa: F401
+from experiments import ask, circuits, show, text
+from experiments.circuits import Circuits
+from experiments.test_circuits import compute
+from experiments.test_trainer import AnySteps, oracle, small, tiny_model  # noqa: F401
 from train_tiny import Chains
 
 torch.set_num_threads(1)
@@ -42,6 +44,40 @@ def test_answers_stand_under_their_questions(monkeypatch):
     assert ask.ask_chains(tiny_model(), "0-1 1-0", 1, 0.3).split()[-2:] == ["–", "–"]  # a ring
 
 
+@pytest.mark.parametrize(
+    "circuit, told",
+    [("", "1 to 16 variables"), ("a=2", "such as"), ("a=1 b=a&a", "such as"),
+     ("a=1 a=0", "each variable once"), ("a=1 b=a^c", "defined before"),
+     ("a=1 b=a^a", "two different"), (" ".join("abcdefghijklmnopq").replace(" ", "=1 ") + "=1",
+      "1 to 16")],
+)  # fmt: skip
+def test_bad_circuits_are_refused(circuit, told):
+    """A circuit that is not one, answered all the same."""
+    with pytest.raises(ValueError, match="^circuit: got ") as error:
+        ask.read_circuit(circuit, 16)
+    assert told in str(error.value)
+
+
+def test_a_circuit_is_asked_as_in_training(monkeypatch):
+    """Tokens of other gates than were written, places of other variables, a wrong truth."""
+    seen = []
+
+    def answer(model, tokens, loops, halt_threshold=None):
+        seen.append(tokens[0].tolist())
+        logits = torch.zeros(*tokens.shape, 600)
+        for place, token in enumerate(tokens[0].tolist()):
+            logits[0, place, token] = 1.0
+        return dict.fromkeys(loops, logits), torch.full(tokens.shape, 7)
+
+    monkeypatch.setattr(ask, "logits_per_loop", answer)
+    said = ask.ask_circuit(tiny_model(), "a=1 b=0 c=a^b d=c!&a", 2, 0.05).splitlines()
+    value, depth = compute(seen[0], 16)
+    assert [value[i] for i in range(12, 16)] == [1, 0, 1, 0] and depth[15] == 2
+    assert said[0].split() == ["variable", "a", "b", "c", "d"]
+    assert said[1].split()[-4:] == ["12", "13", "14", "15"]  # each place names its own variable
+    assert said[-1].split()[-4:] == ["1", "0", "1", "0"] and len(said) == 6
+
+
 def test_a_trained_model_answers(small, tmp_path, capsys):  # noqa: F811
     """A checkpoint that is not found, or of another task than the question."""
     train_tiny.main(["--steps", "1", "--out", str(tmp_path)])
@@ -59,6 +95,18 @@ def test_a_trained_model_answers(small, tmp_path, capsys):  # noqa: F811
     with pytest.raises(SystemExit):
         ask.main(["def ", "--checkpoint", str(path)])
     assert "edges: got 'def '" in capsys.readouterr().err
+
+
+def test_a_trained_model_computes_a_circuit(monkeypatch, tmp_path, capsys):
+    """A circuit's checkpoint taken for one of text."""
+    for name, value in dict(steps=AnySteps(1), test_size=60, batch_size=2).items():
+        monkeypatch.setattr(Circuits, name, value)
+    circuits.main(["--steps", "1", "--out", str(tmp_path)])
+    capsys.readouterr()
+    path = str(tmp_path / "circuits-mla-seed0.pt")
+    assert ask.main(["a=1 b=0 c=a^b", "--checkpoint", path]) == 0
+    said = capsys.readouterr().out
+    assert "halting below 0.05" in said and said.split()[-3:] == ["1", "0", "1"]
 
 
 def test_text_is_continued(monkeypatch, tmp_path, capsys):
