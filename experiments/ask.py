@@ -6,8 +6,8 @@
     python -m experiments.ask "def " --checkpoint runs/text-mla-seed0.pt      a text, continued
 
 Nodes are numbers from 0 to 19. Each node has one edge out; the end of a chain points to itself.
-A circuit has up to 16 variables, one letter each: an input (0 or 1), or the XOR (x^y) or NAND (x!&y)
-of two that stand before it.
+A circuit has up to 16 variables, one letter each: an input (0 or 1), or the XOR (x^y) or NAND
+(x!&y) of two that stand before it.
 """
 
 import argparse
