@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, default=default, help=f"default: {default}")
     parser.add_argument("--loops", type=int, help="at most so many (chains, circuits: 8)")
     parser.add_argument(
-        "--halt", type=float, help="threshold (chains: 0.2; circuits: 0.05; text: none)"
+        "--halt", type=float, help="threshold (chains: 0.2; circuits: 0.02; text: none)"
     )
     parser.add_argument("--temperature", type=float, default=0.7, help="text: default 0.7")
     parser.add_argument("--bytes", type=int, default=256, help="text: how many to add (256)")

@@ -39,7 +39,7 @@ class Circuits(Chains):
     difficulty, guess = "depth of the variable", 0.5
     longest = 11  # the test asks for depths 0 … 10
     wanted = 0.95, 0.80
-    halt_threshold = 0.05  # a gate that waits for its operands moves little, too
+    halt_threshold = 0.02  # a gate that waits for its operands moves little, too
     near, input_share = 6, 0.2  # operands are among the last 6 variables; share of inputs, at least
 
     def config(self, attention_type: str) -> MythosConfig:

@@ -106,7 +106,7 @@ def test_a_trained_model_computes_a_circuit(monkeypatch, tmp_path, capsys):
     path = str(tmp_path / "circuits-mla-seed0.pt")
     assert ask.main(["a=1 b=0 c=a^b", "--checkpoint", path]) == 0
     said = capsys.readouterr().out
-    assert "halting below 0.05" in said and said.split()[-3:] == ["1", "0", "1"]
+    assert "halting below 0.02" in said and said.split()[-3:] == ["1", "0", "1"]
 
 
 def test_text_is_continued(monkeypatch, tmp_path, capsys):
