@@ -303,7 +303,8 @@ def circuits_sections(found: Runs) -> list[Section]:
     others = [name for name in found if name != "loop"]
     quality |= {f"the loop's lead at {LAST}": lead_of("loop", found, others, at_last)}
     loop = {name: runs for name, runs in found.items() if name == "loop"}
-    stopping = {f"depth {LAST}, {L} loops": accuracy(LAST, L) for L in (8, 12, 16, 32)}
+    counts = (8, Chains.test_loops, variants.MOST_LOOPS)
+    stopping = {f"depth {LAST}, {L} loops": accuracy(LAST, L) for L in counts}
     stopping |= {f"depth {LAST}, halting": over(lambda n: 100 * n["halting"]["accuracy"][LAST])}
     for k in (0, NEAR, LAST):
         title = f"loops spent on depth {k}"
