@@ -299,7 +299,7 @@ def circuits_sections(found: Runs) -> list[Section]:
         "what differs": lambda name, runs: VARIANTS["circuits"][name].what,
         "seeds": lambda name, runs: f"{len(runs)}",
     }
-    quality = {f"depth {k}": accuracy(k) for k in (NEAR, NEAR + 1, 8, LAST)}
+    quality = {f"depth {k}": accuracy(k) for k in (NEAR, 8, LAST)}
     others = [name for name in found if name != "loop"]
     quality |= {f"the loop's lead at {LAST}": lead_of("loop", found, others, at_last)}
     loop = {name: runs for name, runs in found.items() if name == "loop"}

@@ -310,6 +310,7 @@ VARIANTS = {
     "circuits": {
         "loop": Variant("the loop of circuits.py", task=Circuits),
         "one-loop": Variant("the same model, always one loop", task=OneLoopCircuits),
+        "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, FlatCircuits),
         "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, FlatCircuits),
     },
     "text": {
