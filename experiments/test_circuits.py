@@ -63,7 +63,10 @@ def test_training_circuits_are_at_most_five_deep_and_the_loops_reach():
         tokens, values, _ = task.batch(generator)
         assert tokens.shape == values.shape == (task.batch_size, 3 * task.n_nodes)
         assert max(max(compute(row, task.n_nodes)[1].values()) for row in tokens.tolist()) == 5
-    _, values, depth = task.test_set()
+    tokens, values, depth = task.test_set()
+    for row, said in zip(tokens[:20].tolist(), values[:20].tolist(), strict=True):
+        value, _ = compute(row, task.n_nodes)
+        assert said == [value[i] for i in row[-task.n_nodes :]]
     for k in range(task.longest):
         assert 0.35 < values[depth == k].float().mean() < 0.7 and (depth == k).sum() >= 100
 

@@ -160,6 +160,17 @@ def test_chains_report_is_about_queries_and_the_threshold_it_names(monkeypatch):
     assert [c[2:] for c in checks] == [(">=", 0.99), (">=", 0.9), ("<=", 0.05), ("<=", 0.01)]
 
 
+def test_checks_look_at_12_loops(monkeypatch):
+    """A verdict at the number of loops that happens to be the best."""
+
+    def measured(self, model, loops, threshold=None):
+        return {L: [L / 100] * self.longest for L in loops}, [1.0] * self.longest
+
+    monkeypatch.setattr(train_tiny.Chains, "measure", measured)
+    checks = train_tiny.Chains().evaluate(tiny_model())["checks"]
+    assert [c[1] for c in checks[:2]] == [0.12, 0.12] and "12 loops" in checks[0][0]
+
+
 def test_noise_has_its_size_is_for_training_and_returns_in_a_resumed_run(tmp_path):
     """Noise left in the model after a step, in a measurement, as large as the state or drawn anew
     by a resumed run; the same noise in each step."""
