@@ -36,7 +36,7 @@ class Circuits(Chains):
     state_noise = 0.0  # 0.3, measured, slows the learning down here
     deep_loops = 12  # the deepest of training
     about = "each step draws its own number of loops; each time the loss falls, gates get deeper"
-    difficulty, guess = "depth of the variable", 0.5
+    difficulty, guess = "depth of the variable", 0.6  # the share of ones
     longest = 11  # the test asks for depths 0 … 10
     wanted = 0.95, 0.80
     halt_threshold = 0.02  # a gate that waits for its operands moves little, too

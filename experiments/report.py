@@ -314,7 +314,8 @@ def circuits_sections(found: Runs) -> list[Section]:
             "Circuits: depth that is no walk along one path",
             given,
             table(found, what | PARAMETERS | quality),
-            "Half of the answers are right by guessing.",
+            "Far from the inputs, models without a loop are right about as often as whoever always "
+            "names the likelier value.",
             "Accuracy by depth: the loop after so many loops, and two models without one.",
         ),
         Section(
@@ -537,9 +538,10 @@ def draw_circuits(found: Runs, path: Path) -> None:
         for i, loops in enumerate(shown if has_loop(runs) else [Circuits.test_loops]):
             middle, low, high = by_seed([[100 * a for a in accuracy_at(n, loops)] for n in runs])
             colour = colormaps["viridis"](i / len(shown)) if has_loop(runs) else "C3"
+            style = {"one-loop": "x:", "flat-params": "s--", "flat-flops": "D-."}.get(name, "o-")
             label = f"the loop, {loops} loop{'s' * (loops > 1)}"
             label = label if has_loop(runs) else VARIANTS["circuits"][name].what
-            axes.plot(depths, middle, "o-" if has_loop(runs) else "s:", color=colour, label=label)
+            axes.plot(depths, middle, style, color=colour, label=label)
             axes.fill_between(depths, low, high, color=colour, alpha=0.15)  # worst to best seed
     axes.axvline(NEAR + 0.5, color="black", linewidth=0.8, linestyle="--")
     axes.text(NEAR + 0.6, 101, "deeper than any in training →", fontsize="small")

@@ -67,6 +67,7 @@ def test_training_circuits_are_at_most_five_deep_and_the_loops_reach():
     for row, said in zip(tokens[:20].tolist(), values[:20].tolist(), strict=True):
         value, _ = compute(row, task.n_nodes)
         assert said == [value[i] for i in row[-task.n_nodes :]]
+    assert abs(values.float().mean() - task.guess) < 0.03
     for k in range(task.longest):
         assert 0.35 < values[depth == k].float().mean() < 0.7 and (depth == k).sum() >= 100
 
@@ -86,7 +87,7 @@ def test_command_trains_measures_and_judges(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Circuits, "batch_size", 2)
     assert circuits.main(["--steps", "1", "--out", str(tmp_path)]) == 1
     out = capsys.readouterr().out
-    assert "depth of the variable" in out and "Guessing would score 50%" in out
+    assert "depth of the variable" in out and "Guessing would score 60%" in out
     numbers = json.loads((tmp_path / "circuits-mla-seed0.json").read_text())
     assert [c[2:] for c in numbers["checks"]][:2] == [[">=", 0.95], [">=", 0.80]]
     assert len(numbers["accuracy"]["12"]) == 11 and (tmp_path / "circuits-mla-seed0.png").exists()
