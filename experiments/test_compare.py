@@ -449,6 +449,7 @@ def test_results_md_and_readme_are_what_the_program_writes():
     assert report.results_text(report.RESULTS) == kept
     readme = (ROOT / "README.md").read_text("utf-8")
     assert report.with_summary(readme, report.RESULTS) == readme and "| ends |" in readme
+    assert f"[{len([*report.RESULTS.glob('chains-*.json')])} runs]" in readme
 
 
 def test_each_table_says_what_its_arms_were_given():
