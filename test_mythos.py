@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tests of mythos.py; no GPU, no network, nothing is skipped.
+"""Tests of mythos.py, and of experiments/measure.py; no GPU, no network, nothing is skipped.
 
 The first part is a model of its own: the same equations for one token, one head and one expert at a
 time, so slow and plain that they can be checked by reading. The rest compares mythos.py with it, in
@@ -25,6 +25,15 @@ from torch import nn
 from torch.testing import assert_close  # float32: 1e-5 absolute + 1.3e-6 relative
 
 import mythos
+from experiments.measure import (
+    diagnostics,
+    executed_params,
+    flops_per_token,
+    kv_bytes_per_token,
+    loop_gain,
+    num_params,
+    spectral_radius,
+)
 from mythos import GroupedQueryAttention as GQA
 from mythos import (
     MixtureOfExperts,
@@ -33,16 +42,9 @@ from mythos import (
     StateUpdate,
     SwiGLU,
     apply_rope,
-    diagnostics,
-    executed_params,
-    flops_per_token,
     get_model_config,
-    kv_bytes_per_token,
-    loop_gain,
-    num_params,
     rope_angles,
     sample,
-    spectral_radius,
 )
 from mythos import MultiHeadLatentAttention as MLA
 

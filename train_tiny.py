@@ -42,8 +42,7 @@ from statistics import fmean as mean
 import torch
 from torch import Tensor
 
-import mythos
-from experiments import command, show
+from experiments import command, measure, show
 from experiments.command import find_device, load_checkpoint, refusing, say, write_atomically
 from mythos import MythosConfig, RecurrentDepthTransformer, expect, get_model_config
 
@@ -328,7 +327,7 @@ class Training:
         task.learned(n_loops, loss)
         told = f"loops {n_loops:2d}  loss {loss:.3f}"
         if model.recurrent:
-            told += f"  rho(A) {mythos.spectral_radius(model):.3f}"
+            told += f"  rho(A) {measure.spectral_radius(model):.3f}"
         if load.numel():  # (layers, E)
             told += f"  busiest expert {(load.amax(-1) / load.float().mean(-1)).max():.2f}×"
         return told
@@ -368,8 +367,8 @@ class Training:
             return
         tokens, n_loops = self.last
         if self.model.recurrent:
-            gain = mythos.loop_gain(self.model, tokens, n_loops=n_loops, iterations=10)
-            numbers |= {"rho(A)": mythos.spectral_radius(self.model), "gain of the loop": gain}
+            gain = measure.loop_gain(self.model, tokens, n_loops=n_loops, iterations=10)
+            numbers |= {"rho(A)": measure.spectral_radius(self.model), "gain of the loop": gain}
         told = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())
         kept = f"{self.checkpoint} is kept" if self.checkpoint.exists() else "nothing is saved yet"
         where = f"Stopped in step {self.done}, at {n_loops} loops"
@@ -480,7 +479,7 @@ def prepare(args, task) -> Training:
         there = checkpoint.is_file()
         expect(there, "--resume", str(checkpoint), "a checkpoint; to start, leave --resume out")
         training.restore()
-    say(f"{name}: {mythos.num_params(model):,} parameters, {args.steps} steps on {device}")
+    say(f"{name}: {measure.num_params(model):,} parameters, {args.steps} steps on {device}")
     say(f"({task.about})")
     return training
 

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mythos
+from experiments import measure
 from experiments.command import (
     describe_machine,
     find_device,
@@ -253,7 +254,7 @@ def training(device: torch.device) -> Rows:
     for options in ({}, MANY_EXPERTS, PLAIN):
         config, others = replace(SHAPE, **options), {}
         model = RecurrentDepthTransformer(config).to(device).train()
-        flops = mythos.flops_per_token(model, context=LENGTH // 2)
+        flops = measure.flops_per_token(model, context=LENGTH // 2)
         name = f"{config.num_experts} experts" if config.num_experts else "no experts, no MLA"
         if options is not MANY_EXPERTS:
             others["a Llama of equal FLOPs (transformers)"] = llama(flops, config, device)
@@ -378,7 +379,7 @@ def halting(checkpoint: Path, device: torch.device) -> Rows:
     thresholds = (0.5, task.halt_threshold)
     fixed, *halted = seconds(*[partial(ask, threshold) for threshold in (None, *thresholds)])
     for threshold, took in zip(thresholds, halted, strict=True):
-        seen = mythos.diagnostics(model, tokens, n_loops=L, halt_threshold=threshold)
+        seen = measure.diagnostics(model, tokens, n_loops=L, halt_threshold=threshold)
         loops = seen["loops_used"][:, n:].float().mean().item()
         halts, never = (statistics.fmean(right[key]) for key in (threshold, None))
         text = f"{fixed / took:.2f} times as fast as {L} loops for all; {loops:.1f} loops a query"
@@ -421,7 +422,7 @@ def memory(device: torch.device) -> Rows:
         model = RecurrentDepthTransformer(SHAPE, attention_type=kind)
         n = min(1000, SHAPE.max_seq_len)
         kept = model.new_cache(1, n).rows
-        formula = n * mythos.kv_bytes_per_token(model, bytes_per_number=kept.element_size())
+        formula = n * measure.kv_bytes_per_token(model, bytes_per_number=kept.element_size())
         allocated = kept.untyped_storage().nbytes()
         what = f"cache of {n:,} tokens, {kind.upper()}, {model.config.max_loop_iters} loops"
         yield what, f"{allocated:,} bytes allocated, {formula:,} by kv_bytes_per_token"
@@ -531,7 +532,7 @@ def main(arguments: list[str] | None = None) -> int:
     for heading, measures in parts.items():
         say(f"\n{heading}")
         numbers["parts"][heading] = rows = []
-        for what, value in (row for measure in measures for row in measure(device)):
+        for what, value in (row for part in measures for row in part(device)):
             rows.append((what, value))
             numbers["seconds"] = time.perf_counter() - started
             write_text(path, json.dumps(numbers, indent=1, ensure_ascii=False))

@@ -26,17 +26,16 @@ from torch import Tensor
 from experiments import report, variants
 from experiments.circuits import Circuits
 from experiments.command import describe_machine, run_as_program, say, write_atomically
-from experiments.report import RESULTS
-from experiments.text import Text
-from mythos import (
-    RecurrentDepthTransformer,
+from experiments.measure import (
     diagnostics,
-    expect,
     flops_per_token,
     loop_gain,
     num_params,
     spectral_radius,
 )
+from experiments.report import RESULTS
+from experiments.text import Text
+from mythos import RecurrentDepthTransformer, expect
 from train_tiny import Chains, load_checkpoint, logits_per_loop, mean, train
 
 # ------------------------------------------------------------------------------------------------

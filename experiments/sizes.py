@@ -6,15 +6,13 @@ from inspect import cleandoc
 import torch
 
 from experiments.command import say
-from mythos import (
-    SIZES,
-    RecurrentDepthTransformer,
+from experiments.measure import (
     executed_params,
     flops_per_token,
-    get_model_config,
     kv_bytes_per_token,
     num_params,
 )
+from mythos import SIZES, RecurrentDepthTransformer, get_model_config
 
 
 def print_sizes() -> None:

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 import train_tiny
 from experiments import bench
-from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer, flops_per_token
+from experiments.measure import flops_per_token
+from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer
 
 torch.set_num_threads(1)
 SMALL = dict(vocab_size=37, d_model=32, max_seq_len=32, n_heads=2, d_ff=40, d_expert=16)

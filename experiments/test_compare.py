@@ -11,9 +11,10 @@ import torch
 
 import train_tiny
 from experiments import compare, report, variants
+from experiments.measure import flops_per_token, num_params
 from experiments.test_trainer import edges_of, walk
 from experiments.text import Text
-from mythos import RecurrentDepthTransformer, flops_per_token, num_params
+from mythos import RecurrentDepthTransformer
 
 torch.set_num_threads(1)
 

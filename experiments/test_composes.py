@@ -18,13 +18,10 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from experiments.bench import bytes_kept
+from experiments.measure import diagnostics, loop_gain, num_params, spectral_radius
 from mythos import (
     MythosConfig,
     RecurrentDepthTransformer,
-    diagnostics,
-    loop_gain,
-    num_params,
-    spectral_radius,
 )
 
 torch.set_num_threads(1)

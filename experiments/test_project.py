@@ -14,6 +14,12 @@ from torch.testing import assert_close
 
 import mythos
 import train_tiny
+from experiments.measure import (
+    executed_params,
+    flops_per_token,
+    kv_bytes_per_token,
+    num_params,
+)
 from experiments.sizes import print_sizes
 from mythos import GroupedQueryAttention as GQA
 from mythos import RecurrentDepthTransformer, SwiGLU, rope_angles
@@ -21,8 +27,8 @@ from mythos import RecurrentDepthTransformer, SwiGLU, rope_angles
 torch.set_num_threads(1)
 ROOT = Path(mythos.__file__).parent
 README = (ROOT / "README.md").read_text("utf-8")
-# Lines of code. DESIGN wants 550 of mythos.py.
-BUDGETS = {"mythos.py": 615, "train_tiny.py": 340, "experiments/text.py": 120}
+# Lines of code.
+BUDGETS = {"mythos.py": 550, "train_tiny.py": 340, "experiments/text.py": 120}
 
 SOURCE = Path(mythos.__file__).read_text(encoding="utf-8")
 NODES = {node.name: node for node in ast.parse(SOURCE).body if hasattr(node, "name")}
@@ -130,14 +136,14 @@ def test_size_table_has_the_numbers_of_the_models(capsys):
         with torch.device("meta"):
             model = RecurrentDepthTransformer(c)
             gqa = RecurrentDepthTransformer(c, attention_type="gqa")
-        active = mythos.num_params(model, active=True)
-        flops = 3 * mythos.flops_per_token(model, context=c.max_seq_len // 2) * 20 * active
-        counts = (mythos.num_params(model), active, mythos.executed_params(model))
+        active = num_params(model, active=True)
+        flops = 3 * flops_per_token(model, context=c.max_seq_len // 2) * 20 * active
+        counts = (num_params(model), active, executed_params(model))
         scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
         assert row[:3] == [f"{n / scale:.2f}{unit}" for n in counts]
         layers = f"{c.prelude_layers}+{c.recurrent_layers}×{c.max_loop_iters}+{c.coda_layers}"
         assert row[3] == layers and row[7] == f"{c.max_seq_len:,}"
-        assert row[8:10] == [f"{mythos.kv_bytes_per_token(m):,}" for m in (model, gqa)]
+        assert row[8:10] == [f"{kv_bytes_per_token(m):,}" for m in (model, gqa)]
         assert row[10:] == [f"{20 * active / 1e9:.3g}B", f"{flops:.1e}"]
 
 

@@ -17,7 +17,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import train_tiny
-from mythos import RecurrentDepthTransformer, get_model_config, num_params
+from experiments.measure import num_params
+from mythos import RecurrentDepthTransformer, get_model_config
 
 torch.set_num_threads(1)
 
