@@ -15,6 +15,13 @@ from experiments.measure import (
 from mythos import SIZES, RecurrentDepthTransformer, get_model_config
 
 
+class Shapes(RecurrentDepthTransformer):
+    """A model to be counted on the meta device, where numbers drawn at random are slow nothings."""
+
+    def init_weights(self) -> None:
+        """No values, hence no initial ones."""
+
+
 def print_sizes() -> None:
     """Mythos sizes. layers: prelude + recurrent × max loops + coda.
 
@@ -29,8 +36,8 @@ def print_sizes() -> None:
     for name in SIZES:
         c = get_model_config(name)
         with torch.device("meta"):  # shapes without memory
-            model = RecurrentDepthTransformer(c)
-            gqa = RecurrentDepthTransformer(c, attention_type="gqa")
+            model = Shapes(c)
+            gqa = Shapes(c, attention_type="gqa")
         active = num_params(model, active=True)
         scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
         counts = (num_params(model), active, executed_params(model))

@@ -11,6 +11,7 @@ import torch
 
 import train_tiny
 from experiments import compare, report, variants
+from experiments.circuits import Circuits
 from experiments.measure import flops_per_token, num_params
 from experiments.test_trainer import edges_of, walk
 from experiments.text import Text
@@ -28,8 +29,8 @@ def seeded():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Both tasks shrunk to what a test can train."""
-    for task in (train_tiny.Chains, Text):
+    """All tasks shrunk to what a test can train."""
+    for task in (train_tiny.Chains, Circuits, Text):
         full = task.config
         monkeypatch.setattr(
             task,
@@ -39,7 +40,8 @@ def small(monkeypatch):
             ),
         )
         monkeypatch.setattr(task, "batch_size", 4)
-    monkeypatch.setattr(train_tiny.Chains, "test_size", 8)
+    for task in (train_tiny.Chains, Circuits):
+        monkeypatch.setattr(task, "test_size", 8)
     monkeypatch.setattr(Text, "context", 32)
     monkeypatch.setattr(Text, "test_bytes", 2000)
     monkeypatch.setattr(variants, "NORM_LOOPS", (1, 4, 16))
@@ -68,12 +70,18 @@ def states(model: RecurrentDepthTransformer, tokens: torch.Tensor, n_loops: int)
     return found
 
 
-@pytest.mark.parametrize("kind", variants.VARIANTS)
+SOME = {  # one of a kind; the slow test takes all
+    "chains": ["loop", "ends", "flat-flops", "flat-flops-told", "input-once", "loop-lora"],
+    "stability": ["loop-lr0.33", "free-a-lr4", "no-injection-lr2"],  # each change, each rate
+}
+
+
+@pytest.mark.parametrize("kind", [*variants.VARIANTS, pytest.param("all", marks=pytest.mark.slow)])
 def test_quick_trains_measures_and_reports_every_variant(kind, small, tmp_path, capsys):
     """A variant that crashes or is missing from the tables; a JSON or picture that is not kept."""
-    results, names = tmp_path / "new" / "results", list(variants.VARIANTS[kind])
-    if kind == "stability":  # every change and every rate, not every pair
-        names = ["loop-lr0.33", "free-a-lr4", "no-injection-lr2"]
+    results, names = tmp_path / "new" / "results", SOME.get(kind)
+    kind = "chains" if kind == "all" else kind
+    names = names or list(variants.VARIANTS[kind])
     flags = ["--task", kind, "--results", str(results), "--runs", str(tmp_path / "runs")]
     flags += ["--only", *names]
     assert compare.main([*flags, "--quick", "--seeds", "0"]) == 0

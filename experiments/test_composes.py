@@ -27,8 +27,10 @@ from mythos import (
 torch.set_num_threads(1)
 SMALL = dict(vocab_size=37, d_model=32, max_seq_len=48, max_loop_iters=2, n_heads=4, n_kv_heads=2)
 SMALL |= dict(d_ff=48, num_experts=4, d_expert=16)
-each = pytest.mark.parametrize(
-    "options", [dict(), dict(attention_type="gqa"), dict(num_experts=0)], ids=str
+OPTIONS = dict(), dict(attention_type="gqa"), dict(num_experts=0)
+each = pytest.mark.parametrize("options", OPTIONS, ids=str)
+slow_but_the_first = pytest.mark.parametrize(
+    "options", [{}, *(pytest.param(o, marks=pytest.mark.slow) for o in OPTIONS[1:])], ids=str
 )
 
 
@@ -64,7 +66,7 @@ def test_compiles_without_a_graph_break(options):
         assert_close(compiled.eval()(tokens)[0], model.eval()(tokens)[0])
 
 
-@each
+@slow_but_the_first
 def test_decodes_compiled(options):
     """A graph break; a recompilation for each new token, behind 1, 2, 3 … cached ones, or for each
     length of a prompt; a length that is not known when compiling, where Python wants a number."""

@@ -20,7 +20,7 @@ from experiments.measure import (
     kv_bytes_per_token,
     num_params,
 )
-from experiments.sizes import print_sizes
+from experiments.sizes import Shapes, print_sizes
 from mythos import GroupedQueryAttention as GQA
 from mythos import RecurrentDepthTransformer, SwiGLU, rope_angles
 
@@ -134,8 +134,7 @@ def test_size_table_has_the_numbers_of_the_models(capsys):
     for name in mythos.SIZES:
         c, row = mythos.get_model_config(name), rows[name]
         with torch.device("meta"):
-            model = RecurrentDepthTransformer(c)
-            gqa = RecurrentDepthTransformer(c, attention_type="gqa")
+            model, gqa = Shapes(c), Shapes(c, attention_type="gqa")
         active = num_params(model, active=True)
         flops = 3 * flops_per_token(model, context=c.max_seq_len // 2) * 20 * active
         counts = (num_params(model), active, executed_params(model))

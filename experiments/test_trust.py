@@ -210,7 +210,9 @@ def test_watching_the_numbers_costs_no_extra_wait_for_a_gpu(monkeypatch, tmp_pat
 # ---- output that cannot be printed ----
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
+@pytest.mark.parametrize(
+    "encoding", ["ascii", *(pytest.param(e, marks=pytest.mark.slow) for e in ("cp1252", "cp437"))]
+)
 def test_no_character_ends_a_run(encoding, tmp_path):
     """× or → on a console that is not UTF-8: exit 2, "bad arguments", after the training."""
     code = (
