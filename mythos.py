@@ -9,8 +9,8 @@ think longer about harder input:
     h_{t+1}  = A·h_t + B·e + R(h_t, e)             in each loop t = 0 … L−1, with the same weights
     logits   = head(RMSNorm(Coda(RMSNorm(h_L))))   once; without loops (L = 0) the coda reads e
 
-Prelude, R and Coda are stacks of pre-norm transformer blocks, and R(h, e) = Blocks(RMSNorm(h + e)).
-Blocks includes the skip path: its output contains RMSNorm(h + e) itself. The state h is the scratch
+Prelude, Blocks and Coda are stacks of pre-norm transformer blocks; R(h, e) = Blocks(RMSNorm(h+e)):
+a block adds to what it is given, so R contains RMSNorm(h + e) itself. The state h is the scratch
 pad; the input e is offered again in every loop.
 
     model = RecurrentDepthTransformer(get_model_config("tiny"))
@@ -27,7 +27,7 @@ Not here: training (train_tiny.py), tokenizers, dropout, multi-token prediction,
 The architecture is speculation, after OpenMythos, a community's guess at how a looped model might
 be built. It is not affiliated with Anthropic, nor confirmed by them.
 
-Letters in equations and shapes. A *row* is what the cache keeps for one token.
+Letters in equations and shapes. A *row* is what one layer, in one loop, keeps of one token.
     N  sequences in the batch     D  d_model              H  query heads
     T  new tokens in this call    C  head_dim             G  key/value heads (GQA)
     S  all tokens: past and new   Z  kv_lora_rank (MLA)   W  numbers in a row
@@ -71,7 +71,7 @@ class MythosConfig:
     prelude_layers: int = 1  # blocks run once, before the loop
     recurrent_layers: int = 1  # blocks inside the loop, run n_loops times
     coda_layers: int = 1  # blocks run once, after the loop
-    max_loop_iters: int = 8  # the default L; a call may ask for more
+    max_loop_iters: int = 8  # the default L, not a limit: a call may ask for more
     spectral_radius_target: float | None = 0.95  # rho(A) stays below it; None: A is free
 
     # Attention. head_dim is the width of a query head; MLA adds head_dim / 2 numbers for RoPE.
@@ -88,7 +88,7 @@ class MythosConfig:
     num_experts: int = 8  # E, routed
     num_experts_per_token: int = 2  # K
     num_shared_experts: int = 1  # experts that every token uses, in addition to its K
-    d_expert: int | None = None  # of an expert; None: d_ff / (K + shared), up to a multiple of 8
+    d_expert: int | None = None  # of one expert; None: d_ff / (K + shared), up to a multiple of 8
 
     norm_eps: float = 1e-6
 
@@ -122,7 +122,7 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """softmax(scale·q·kᵀ)·v for T queries, the last of S tokens: (N, H, T, width of v).
+    """softmax(scale·q·kᵀ)·v for the last T of S tokens: (N, H, T, width of v).
 
     Query i is token S − T + i, and sees the keys 0 … S − T + i. q is (N, H, T, width); k and v
     (N, G, S, ..) may have fewer heads. scale: None is 1 / sqrt(width).
@@ -130,7 +130,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     (N, H, T, _), (_, G, S, _) = q.shape, k.shape
     if T == S:  # no past, and no T×T mask either
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    if T == 1:  # it sees everything: heads that share a key pass for several queries of one head
+    if T == 1:  # it sees all keys, so no mask; H/G heads that share keys: H/G queries of one head
         out = F.scaled_dot_product_attention(q.reshape(N, G, H // G, -1), k, v, scale=scale)
         return out.reshape(N, H, 1, -1)
     # With a past, is_causal is wrong (it lets query 0 see key 0 only), so the mask is written out.
@@ -213,8 +213,9 @@ class MultiHeadLatentAttention(nn.Module):
         rows = torch.cat([self.kv_norm(latent), k_rope], dim=-1)  # (N, T, W)
         if append is not None:
             rows = append(rows)  # (N, S, W)
-        # Two ways to one result. `absorbed` is far cheaper for decoding, one token after a past.
-        # But it uses a weight directly, whereas an adapter or a quantised layer must be called.
+        # Two ways to one result. For one token after a past `absorbed` is far cheaper; for many its
+        # products, W wide, cost more than rebuilding. It uses a weight directly, so that is not
+        # for an adapter or a quantised layer, which must be called.
         absorb = T == 1 and rows.shape[1] > 1 and is_plain_linear(self.kv_up_proj)
         out = self.absorbed(q, q_rope, rows) if absorb else self.expanded(q, q_rope, rows)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -241,7 +242,7 @@ class MultiHeadLatentAttention(nn.Module):
         U_k, U_v = U.chunk(2, dim=1)
         q = torch.cat([torch.einsum("nhtc,hcz->nhtz", q, U_k), q_rope], dim=-1)  # (N, H, T, W)
         rows = rows[:, None]  # (N, 1, S, W): one key/value head
-        # The score is still one of C + rope_dim numbers, though q and rows are W wide.
+        # The score equals a product of C + rope_dim numbers, hence the scale, though q is W wide.
         out = causal_attention(q, rows, rows, scale=(self.head_dim + self.rope_dim) ** -0.5)
         out = out[..., : self.kv_lora_rank]  # the averaged rotated keys are not part of the value
         return torch.einsum("nhtz,hcz->nhtc", out, U_v)
@@ -273,7 +274,7 @@ class SwiGLU(nn.Module):
 class MixtureOfExperts(nn.Module):
     """Shared experts for every token plus K of E routed ones (DeepSeekMoE, DeepSeek-V3).
 
-    forward: x (N, T, D) -> (N, T, D), not in fp64.
+    forward: x (N, T, D) -> (N, T, D); not in fp64, which F.grouped_mm refuses.
 
         s      = sigmoid(x·W_router)                       one score per expert, in (0, 1)
         chosen = the K experts with the largest s + bias
@@ -305,7 +306,7 @@ class MixtureOfExperts(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise the stacks and buffers (router and shared experts have their own)."""
+        """Initialise the stacks and buffers; router and shared experts are nn.Linear's business."""
         for stack in (self.gate_up_proj, self.down_proj):
             stack.normal_(std=0.8 / stack.shape[1] ** 0.5)  # (E, inputs, outputs)
         self.router_bias.zero_()
@@ -323,7 +324,7 @@ class MixtureOfExperts(nn.Module):
         scores = self.router(x).float().sigmoid()  # (N·T, E)
         chosen = (scores + self.router_bias).topk(self.num_experts_per_token).indices
         gates = scores.gather(1, chosen)
-        if self.num_experts_per_token > 1:  # a single gate would be 1, and the router learn nothing
+        if self.num_experts_per_token > 1:  # K = 1: s/s = 1 would give the router no gradient
             gates = gates / (gates.sum(dim=-1, keepdim=True) + 1e-20)  # all scores may round to 0
         return chosen, gates.to(x.dtype)
 
@@ -334,7 +335,7 @@ class MixtureOfExperts(nn.Module):
         `grouped_mm` multiplies each such group with its expert's matrix.
         """
         E, K = self.router_bias.numel(), self.num_experts_per_token
-        # There are N·T·K pairs. Sorted: the expert of each, and its place before sorting.
+        # Of the j-th of the N·T·K sorted pairs: its expert[j], and pair[j], its place before.
         expert, pair = chosen.flatten().sort(stable=True)
         token = pair // K
         # Expert i owns the sorted pairs from ends[i−1] up to ends[i].
@@ -355,10 +356,10 @@ class MixtureOfExperts(nn.Module):
         """Move the bias against imbalance; returns the load since the last call, (E,) int64.
 
         bias_i += speed · sign(mean(load) − load_i). Call it once after each optimizer step. The
-        load is counted in training mode, over all loops. Padding counts, and what activation
-        checkpointing runs again counts again (unless compiled). Several processes sum `load` before
-        this call; DistributedDataParallel needs broadcast_buffers=False, or else each forward puts
-        rank 0's load in place of the others'.
+        load is counted in training mode, over all loops. Padding counts, and so does what
+        activation checkpointing computes again (unless compiled). If you train with several
+        processes, sum `load` over them before this call; DistributedDataParallel needs
+        broadcast_buffers=False, or else each forward puts rank 0's load in place of the others'.
         """
         load = self.load.clone()
         self.router_bias += speed * (load.float().mean() - load).sign()
@@ -393,17 +394,18 @@ class StateUpdate(nn.Module):
     """The linear part of the loop: h_{t+1} = A·h_t + B·e + R(h_t, e), each (N, T, D).
 
     A and B are diagonal, D numbers each. A diagonal A loses little: a diagonalisable A is diagonal
-    in some basis, and the layers around it, which can mix channels freely, learn that basis. And
-    the spectral radius rho(A) = max|A_i| is exact and free, and is *bounded* for every value of the
-    parameter `a` (unless the target is None):
+    in some basis, and the layers around it, which can mix channels freely, learn that basis. (Real
+    numbers on the diagonal cannot rotate a pair of channels; that is left to R.) And the spectral
+    radius rho(A) = max|A_i| is exact and free, and is *bounded* for every value of the parameter
+    `a` (unless the target is None):
 
         A = target · (1 − 2^-8) · sigmoid(a)   hence rho(A) < target
 
     Rounding to bf16 can raise a number by up to 2^-8 of itself; the factor 1 − 2^-8 keeps A below
     the target even then.
 
-    R reads a normalised input. So there is an r_max with |R| <= r_max, however large h is, and
-        |h_t| <= rho^t·|h_0| + (max|B·e| + r_max) / (1 − rho).
+    R reads a normalised input, so for given weights some r_max bounds |R|, however large h is, and
+        |h_t| <= rho^t·|h_0| + (b_max + r_max) / (1 − rho),   b_max the largest |B·e|.
     A bounded h need not settle: that depends on the whole Jacobian A + dR/dh, whose spectral radius
     `loop_gain` in experiments/measure.py measures.
 
@@ -425,7 +427,7 @@ class StateUpdate(nn.Module):
     def diagonal_A(self) -> Tensor:
         """The diagonal of A, (D,), fp32."""
         a, target = self.a.float(), self.spectral_radius_target
-        if target is None:  # no bound; the start is that of a target of 0.95
+        if target is None:  # no bound; it starts about where a target of 0.95 does
             return a + 0.475
         return target * (1 - 2**-8) * a.sigmoid()
 
@@ -445,7 +447,7 @@ class Cache:
     def __init__(self, layout: dict, length: int, dtype: torch.dtype) -> None:
         """layout: n_loops, batch_size, the layers of each stage, …, as `cache_layout` has them.
 
-        dtype: a guess, the weights'. The cache takes that of the first rows that it is given, since
+        dtype: that of the weights, for now. The first append replaces it by that of its rows, since
         FSDP and autocast compute in another dtype than they keep the weights in.
         """
         self.layout, self.n_tokens = layout, 0
@@ -454,19 +456,19 @@ class Cache:
         self.rows = torch.zeros(shape, dtype=dtype, device=layout["device"])
 
     def loop_slot(self, t: int) -> int:
-        """The slot of loop t's first layer; for t = n_loops that of the coda's."""
+        """The slot of loop t's first layer; for t = n_loops, of the coda's first layer."""
         return self.layout["prelude_layers"] + t * self.layout["recurrent_layers"]
 
     def append(self, slot: int, active: Tensor | None, rows: Tensor) -> Tensor:
-        """Put new rows (N, T, W) after the n_tokens in a slot, and return all of it, (N, S, W).
+        """Put new rows (N, T, W) behind the n_tokens already in a slot; return all, (N, S, W).
 
         Where `active` (N, T) is False the token has halted, and its row of the loop before, which
         lies recurrent_layers slots earlier, takes the place of the new one (why: see `run_loop`).
-        None: no token has halted, which is always so in loop 0. Attention is given append(rows):
-        `run_blocks` fixes slot and active.
+        None: keep every new row, as in prelude, coda, and loops in which no token has halted yet.
+        Attention is given append(rows): `run_blocks` fixes slot and active.
         """
         new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
-        if self.n_tokens == 0 and slot == 0:  # the first row of all tells what is computed in
+        if self.n_tokens == 0 and slot == 0:  # the very first rows decide the dtype
             self.rows = self.rows.to(rows.dtype)
         expect(self.rows.dtype == rows.dtype, "cache, dtype", self.rows.dtype, rows.dtype)
         if active is not None:
@@ -503,7 +505,7 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
     p = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
         mass_before = p.cumsum(dim=-1) - p
-        p = p.masked_fill(mass_before >= max(top_p, 1e-30), 0.0)  # the ids before it reach top_p
+        p = p.masked_fill(mass_before >= max(top_p, 1e-30), 0.0)  # where likelier ids reach top_p
     return ids.gather(1, p.multinomial(1, generator=generator))
 
 
@@ -532,7 +534,7 @@ def make_block(w: SimpleNamespace, experts: bool) -> Block:
 
 
 def relative_change(h_next: Tensor, h: Tensor) -> Tensor:
-    """|h_{t+1} − h_t| / |h_{t+1}| of each token, fp32: (..., D) -> (...). 1 if h = 0."""
+    """|h_{t+1} − h_t| / |h_{t+1}| of each token, fp32: (..., D) -> (...). From h = 0: 1."""
     return (h_next.float() - h.float()).norm(dim=-1) / h_next.float().norm(dim=-1)
 
 
@@ -577,14 +579,14 @@ class RecurrentDepthTransformer(nn.Module):
 
         A module of yours with parameters needs a method reset_parameters (nn.Embedding has one: std
         1), or ValueError is raised; so put no parameter directly into the model. A Linear with a
-        bias, or of another type, is refused too.
+        bias, or a subclass of Linear, is refused, too.
         """
         for name, module in self.named_modules():
             if type(module) is nn.Linear and module.bias is None:
                 module.weight.normal_(std=0.8 / module.in_features**0.5)
             elif isinstance(module, nn.Linear) or not hasattr(module, "reset_parameters"):
                 own = [key for key, _ in module.named_parameters(name, recurse=False)]
-                expect(not own, "init_weights", own, "parameters of modules with reset_parameters")
+                expect(not own, "init_weights", own, "parameters in modules with reset_parameters")
             else:
                 module.reset_parameters()
         self.embed.weight.normal_(std=0.02)
@@ -605,7 +607,7 @@ class RecurrentDepthTransformer(nn.Module):
             (`has_settled`); the loop ends when all tokens of the call have halted. See `run_loop`.
         cache: tokens continue the sequences that the cache holds.
         logits_to_keep: the logits of only so many last tokens, (N, logits_to_keep, V); 0: of all.
-        Halting and caching are for inference: with either, no gradient is recorded.
+        Halting and caching are for inference: with either, no gradient is recorded, nor for a loss.
         Raises ValueError naming the argument that is out of range.
         """
         n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, grad_loops=grad_loops,
@@ -647,7 +649,7 @@ class RecurrentDepthTransformer(nn.Module):
     def step(self, h: Tensor, e: Tensor, rope: Tensor, t: int, cache=None, active=None) -> Tensor:
         """Loop t: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(RMSNorm(h + e)), (N, T, D).
 
-        t has no upper limit: a call may ask for more loops than any training.
+        t has no upper limit: a call may ask for more loops than training ever used.
         """
         slot = 0 if cache is None else cache.loop_slot(t)
         r = self.run_blocks(self.recurrent, self.loop_norm(h + e), rope, cache, slot, active)
@@ -656,10 +658,11 @@ class RecurrentDepthTransformer(nn.Module):
     def has_settled(self, h_next: Tensor, h: Tensor, halt_threshold: float) -> Tensor:
         """The halting rule: which tokens (N, T) may halt with h_next, the state after this loop.
 
-        A rule of your own may look at a token and those before it, but not at later tokens, nor at
-        other sequences: decoding token by token has to halt as one pass does. So it must not run a
-        block, such as the coda, either: without the cache a block does not see the past, and with
-        it a block reads rows that may still change in one pass, but not in decoding.
+        A rule of your own may look at each token's own two states, and at nothing else. Other
+        tokens are no ground to halt on: in decoding, h holds the newest token alone, and the answer
+        has to be that of one pass. Nor may a rule run a block, such as the coda: in one pass the
+        block would see an earlier token's state of this same loop, in decoding that token's last
+        one.
         """
         return relative_change(h_next, h) < halt_threshold  # nan, an exploded state: not settled
 
@@ -671,13 +674,13 @@ class RecurrentDepthTransformer(nn.Module):
         `states`, if given, collects h_1, h_2, … The answer is the *last* state: a weighted sum over
         loops would tie the model to the depth that it was trained at.
 
-        Halting needs a cache. Say a token has settled after loop s. From then on its state stays
-        as it is, and in the slots of later loops the cache gets a copy of its rows of loop s. So in
-        loop t a later token reads this token's row of loop min(t, s), whether both
-        are in one call or not; and as s depends on no later token, decoding token by token gives
-        the answer of one pass (up to rounding, which may make a token halt a loop earlier or
-        later). Halting saves work once *all* tokens of the call, in all N sequences, have halted;
-        until then a halted token is computed like the others, and the result is discarded.
+        Halting needs a cache. Say loop s is the last that a token runs. Its state stays h_{s+1},
+        and in the slots of later loops the cache gets a copy of its rows of loop s. So in loop t a
+        later token reads this token's row of loop min(t, s), whether both are in one call or not;
+        and as s depends on no later token, decoding token by token gives the answer of one pass (up
+        to rounding, which may make a token halt a loop earlier or later). Halting saves work once
+        *all* tokens of the call, in all N sequences, have halted; until then a halted token is
+        computed like the others, and the result is discarded.
         """
         ok = halt_threshold is None or cache is not None
         expect(ok, "cache", cache, "a cache, which holds the rows of halted tokens")
@@ -707,7 +710,7 @@ class RecurrentDepthTransformer(nn.Module):
         """logits = head(RMSNorm(Coda(RMSNorm(h)))), (N, T, V). logits_to_keep: see forward."""
         slot = 0 if cache is None else cache.loop_slot(cache.layout["n_loops"])
         x = self.run_blocks(self.coda, self.state_norm(h), rope, cache, slot)
-        return self.head(self.output_norm(x[:, -logits_to_keep:]))  # −0: all
+        return self.head(self.output_norm(x[:, -logits_to_keep:]))  # 0: x[:, 0:] is all
 
     def new_cache(self, batch_size: int, length: int, n_loops: int | None = None) -> Cache:
         """An empty cache for `length` tokens at exactly `n_loops` loops, on the model's device."""
@@ -777,7 +780,7 @@ class RecurrentDepthTransformer(nn.Module):
 SIZE_FIELDS = """vocab_size max_seq_len d_model n_heads q_lora_rank prelude_layers recurrent_layers
     coda_layers max_loop_iters num_experts num_experts_per_token d_expert n_kv_heads kv_lora_rank
     head_dim""".split()
-SIZES = {  # tiny: a vocabulary of 20 nodes and the 20² edges between them
+SIZES = {  # tiny: the toy of train_tiny.py, 20 nodes and the 20² edges between them
     "tiny": (420, 64, 128, 4, None, 1, 1, 1, 12, 8, 2, 64, 2, 64, None),
     "1B": (65_536, 4_096, 1536, 16, None, 2, 4, 2, 8, 32, 4, 1040, 8, 512, 128),
     "3B": (65_536, 8_192, 2048, 16, None, 2, 6, 2, 8, 64, 4, 1024, 8, 512, 128),
@@ -870,9 +873,9 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def traceable_grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
     """F.grouped_mm as an operator whose shapes and gradient are written below.
 
-    For the gradient of the experts' weights both arguments are 2-D: for each expert i, columns
-    offs[i−1] up to offs[i] of x (in, pairs) times the same rows of `weight`, there the gradient of
-    the output (pairs, out).
+    The gradient of the experts' weights is another use of it, with two 2-D arguments: for each
+    expert i, columns offs[i−1] up to offs[i] of x (in, pairs) times the same rows of the output's
+    gradient (pairs, out), which then goes by the name of `weight`.
     """
     return F.grouped_mm(x, weight, offs=offs)
 
@@ -901,12 +904,13 @@ traceable_grouped_mm.register_autograd(grouped_mm_gradient, setup_context=groupe
 
 
 def expect(ok: bool, field: str, got: object, expected: object) -> None:
-    if not ok:  # format nothing before: torch.compile takes a formatted length for a constant
+    if not ok:  # format only now: formatting a length makes torch.compile fix it for good
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
 
 # What each number of a config or a call may be: (in words, type, test), and the names of those
-# numbers. RULES has it the other way round, name -> rule. Those in MAY_BE_NONE may also be None.
+# numbers (some are arguments of experiments/measure.py). RULES has it the other way round, name ->
+# rule. Those in MAY_BE_NONE may also be None.
 NUMBERS = {
     ("an integer >= 0", int, lambda x: x >= 0): """prelude_layers recurrent_layers coda_layers
         max_loop_iters num_experts num_shared_experts n_loops max_new_tokens eos_token context
@@ -938,8 +942,8 @@ def check_config(c: MythosConfig) -> None:
     check_numbers(**{name: value for name, value in vars(c).items() if name in RULES})
     H, K, E, kind = c.n_heads, c.num_experts_per_token, c.num_experts, c.attention_type
     expect(kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")
-    divides, w = c.head_dim is not None or c.d_model % H == 0, derive_widths(c)
-    expect(divides, "n_heads", H, f"a divisor of d_model = {c.d_model}, or head_dim given")
+    whole, w = c.head_dim is not None or c.d_model % H == 0, derive_widths(c)
+    expect(whole, "n_heads", H, f"a divisor of d_model = {c.d_model}, or head_dim given")
     divisor = 4 if kind == "mla" else 2  # for pairs: rope_dim is even (MLA: head_dim / 2)
     expect(w.head_dim % divisor == 0, "head_dim", w.head_dim, f"a multiple of {divisor}, for RoPE")
     divides = kind == "mla" or H % w.n_kv_heads == 0
@@ -969,7 +973,7 @@ def check_call(model, tokens, targets=None, cache=None, *, n_loops, **numbers) -
     grad_loops, eos_token = numbers.get("grad_loops"), numbers.get("eos_token")
     with_gradient = cache is None and numbers.get("halt_threshold") is None
     ok = grad_loops is None or with_gradient
-    expect(ok, "grad_loops", grad_loops, "None where a cache or halting records no gradient")
+    expect(ok, "grad_loops", grad_loops, "None with a cache or halting: no gradient is recorded")
     ok = eos_token is None or eos_token < c.vocab_size
     expect(ok, "eos_token", eos_token, f"an id below vocab_size = {c.vocab_size}, or None")
     check_ids(model, "tokens", tokens, tokens)
@@ -989,7 +993,7 @@ def check_ids(model: RecurrentDepthTransformer, name: str, x: Tensor, tokens: Te
     ok = isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64) and x.device == device
     ok = ok and x.dim() == 2 and x.numel() > 0 and x.shape == tokens.shape
     got = (x.dtype, tuple(x.shape), x.device) if isinstance(x, Tensor) else type(x)
-    expect(ok, name, got, f"int64 or int32 (N, T) on {device}, not empty, targets like tokens")
+    expect(ok, name, got, f"int64 or int32 (N, T) on {device}, not empty, targets as tokens")
     if torch.compiler.is_compiling() or x.is_meta:  # there are no values to look at
         return
     ids = x[x != -100] if name == "targets" else x

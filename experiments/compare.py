@@ -75,6 +75,7 @@ def measure_chains(model: RecurrentDepthTransformer, task: Chains) -> dict:
         "none halts": mean(accuracy[most]),
     }
     numbers = {"accuracy": accuracy, "halting": halting, "further": measure_further(model)}
+    numbers |= {"shapes": measure_shapes(model)}
     return numbers | dynamics(model, tokens[:8])
 
 
@@ -86,31 +87,63 @@ def measure_further(model: RecurrentDepthTransformer) -> dict:
     far, most = variants.Far(), variants.MOST_LOOPS
     fixed, _ = far.measure(model, [far.longest + 1])
     halting, _ = far.measure(model, [most], Chains.halt_threshold)
-    tokens, answers = ring_set()
+    tokens, queries, successors = shape_set("ring")
     numbers = {"14 hops": fixed[far.longest + 1][-1], "14 hops, halting": halting[most][-1]}
     n = far.n_nodes
     only_edges = torch.tensor([Chains.halt_threshold] * n + [0.0] * n)
     for what, threshold in (("ring", None), ("ring, edges halt", only_edges)):
         logits, _ = logits_per_loop(model, tokens, list(variants.RING_HOPS), threshold)
         for T in variants.RING_HOPS:
-            right = logits[T][:, n:].argmax(dim=-1) == answers[T]
+            right = logits[T][:, n:].argmax(dim=-1) == walk(queries, successors, T)
             numbers[f"{what}, {T} hops"] = right.float().mean().item()
     return numbers
 
 
-def ring_set(size: int = 100, seed: int = 12345) -> tuple[Tensor, dict[int, Tensor]]:
-    """tokens (S, 2n), in each sequence one ring of all n nodes; the answers (S, n) after T hops."""
+def measure_shapes(model: RecurrentDepthTransformer) -> dict:
+    """For graphs of shapes that training does not know: the share of all nodes for which, after T
+    loops, the answer is the node T hops further on."""
+    found, loops = {}, list(variants.SHAPE_LOOPS)
+    for shape in variants.SHAPES:
+        tokens, queries, successors = shape_set(shape)
+        logits, _ = logits_per_loop(model, tokens, loops)
+        answers = {T: logits[T][:, Chains.n_nodes :].argmax(dim=-1) for T in loops}
+        right = {T: answers[T] == walk(queries, successors, T) for T in loops}
+        found[shape] = {T: right[T].float().mean().item() for T in loops}
+    return found
+
+
+def shape_set(shape: str, size: int = 100, seed: int = 12345) -> tuple[Tensor, Tensor, Tensor]:
+    """tokens (S, 2n), queries (S, n) and the successor of each node (S, n).
+
+    "ring": one of all n nodes. "two rings": of n/2 each. "star": all point at one end. "two
+    chains": of n/2 nodes each. "forest": three trees, in which many edges may lead to one node.
+    "random function": each node points anywhere, itself included: trees that lead into rings.
+    """
     n, rng = Chains.n_nodes, torch.Generator().manual_seed(seed)
 
     def shuffled() -> Tensor:
         return torch.rand(size, n, generator=rng).argsort(dim=1)
 
-    ring, queries = shuffled(), shuffled()
-    successors = torch.zeros_like(ring).scatter(1, ring, ring.roll(-1, dims=1))
-    edges = (n + n * torch.arange(n) + successors).gather(1, shuffled())
-    place = ring.argsort(dim=1).gather(1, queries)  # of each query on the ring
-    answers = {T: ring.gather(1, (place + T) % n) for T in variants.RING_HOPS}
-    return torch.cat([edges, queries], dim=1), answers
+    # `order` numbers the nodes anew, and the k-th points at the one with number target[k].
+    order, queries, k, half = shuffled(), shuffled(), torch.arange(n), n // 2
+    anywhere = torch.rand(size, n, generator=torch.Generator().manual_seed(seed + 1))
+    target = {
+        "ring": (k + 1) % n,
+        "two rings": (k + 1) % half + half * (k // half),
+        "star": torch.zeros_like(k),
+        "two chains": torch.minimum(k + 1, half * (k // half + 1) - 1),
+        "forest": torch.where(k < 3, k, (anywhere * k).long()),  # a node before it
+        "random function": (anywhere * n).long(),
+    }[shape]
+    successors = torch.zeros_like(order).scatter(1, order, order.gather(1, target.expand(size, n)))
+    edges = (n + n * k + successors).gather(1, shuffled())
+    return torch.cat([edges, queries], dim=1), queries, successors
+
+
+def walk(nodes: Tensor, successors: Tensor, hops: int) -> Tensor:
+    for _ in range(hops):
+        nodes = successors.gather(1, nodes)
+    return nodes
 
 
 def dynamics(model: RecurrentDepthTransformer, tokens: Tensor) -> dict:

@@ -271,6 +271,15 @@ def chains_sections(found: Runs) -> list[Section]:
             "The queries walk on. Resting edges keep them on the right way for longer.",
         ),
         Section(
+            "Shapes that training does not know",
+            "Given to the loop of train_tiny.py: chains of random lengths, the answer after every "
+            "hop.",
+            shapes_table(found.get("loop", [])),
+            "The share of all nodes for which, after so many loops, the answer is the node as many "
+            "hops further on. Star: all point at one end. Forest: three trees. Random function: "
+            "each node points anywhere.",
+        ),
+        Section(
             "How the state moves",
             LOOPS_ONLY,
             table(loops, motion),
@@ -278,6 +287,15 @@ def chains_sections(found: Runs) -> list[Section]:
             "above one while the norm is bounded: small disturbances can still grow.",
         ),
     ]
+
+
+def shapes_table(runs: list[dict]) -> str:
+    runs = [n for n in runs if "shapes" in n]
+    loops, rows = [f"{T}" for T in variants.SHAPE_LOOPS], []
+    for shape in variants.SHAPES:
+        cells = [spread([100 * n["shapes"][shape][T] for n in runs]) for T in loops]
+        rows.append([shape, *cells])
+    return markdown(["shape", *(f"{T} loops" for T in loops)], rows)
 
 
 def circuits_sections(found: Runs) -> list[Section]:

@@ -403,20 +403,57 @@ def test_far_questions_are_14_hops_away():
     assert distance.max() == 14 and (ends[distance == 0] == tokens[:, 20:][distance == 0]).all()
 
 
-def test_ring_answers_by_walking():
-    """A "ring" with an end, and answers that are a hop off."""
-    tokens, answers = compare.ring_set(3)
+@pytest.mark.parametrize("shape", variants.SHAPES)
+def test_shapes_are_what_they_are_called_and_answers_walk(shape):
+    """A "ring" with an end, a "forest" that is only chains, answers that are a hop off."""
+    tokens, queries, successors = compare.shape_set(shape, size=30)
     after = [dict(divmod(edge - 20, 20) for edge in row[:20]) for row in tokens.tolist()]
-    for row, (successor, queries) in enumerate(zip(after, tokens[:, 20:].tolist(), strict=True)):
-        for T, wanted in answers.items():
-            at = list(queries)
+    for row, successor in enumerate(after):
+        assert tokens[row, 20:].tolist() == queries[row].tolist()
+        for T in (0, 1, 3, 21):
+            at = queries[row].tolist()
             for _ in range(T):
                 at = [successor[i] for i in at]
-            assert at == wanted[row].tolist()
-        walk = [0]
-        while (after_it := successor[walk[-1]]) != 0:
-            walk.append(after_it)
-        assert len(walk) == 20
+            assert compare.walk(queries, successors, T)[row].tolist() == at
+        for _ in range(21):
+            at = [successor[i] for i in at]
+        ends, targets = {i for i in successor if successor[i] == i}, {*successor.values()}
+        on_rings, found = {*at}, (len(ends), len(targets))  # after 42 hops nobody is on the way
+        if shape == "forest":
+            assert len(ends) == 3 and on_rings == ends and len(targets) < 17
+        elif shape == "random function":
+            assert on_rings <= targets and len(targets) < 19
+        else:
+            assert found == {
+                "ring": (0, 20), "two rings": (0, 20), "star": (1, 1), "two chains": (2, 18),
+            }[shape]  # fmt: skip
+        if "ring" in shape:
+            ring = [0]
+            while (following := successor[ring[-1]]) != 0:
+                ring.append(following)
+            assert len(ring) == (20 if shape == "ring" else 10)
+    assert len({*map(str, after)}) == 30 and (shape != "random function" or on_rings > ends)
+
+
+def test_shapes_are_measured_against_the_walk(monkeypatch):
+    """Accuracy against the chain's end, or at another loop count; edges that count, too."""
+
+    def answers(model, tokens, loops):
+        """Right after T hops up to 5 loops, then one hop too few."""
+        _, queries, successors = compare.shape_set(shapes.pop(0))
+        said = {T: compare.walk(queries, successors, min(T, 5)) for T in loops}
+        edges = torch.zeros_like(queries)
+        both = {T: torch.cat([edges, nodes], dim=1) for T, nodes in said.items()}
+        return {T: torch.nn.functional.one_hot(x, 420) for T, x in both.items()}, None
+
+    shapes = [*variants.SHAPES]
+    monkeypatch.setattr(compare, "logits_per_loop", answers)
+    found = compare.measure_shapes(None)
+    assert [*found] == [*variants.SHAPES] and all(
+        [*x] == [2, 5, 10, 16, 32] for x in found.values()
+    )
+    assert all(x[2] == x[5] == 1 for x in found.values())
+    assert found["star"][32] == 1 and found["ring"][10] == found["ring"][16] == 0
 
 
 def test_training_flops_by_hand():

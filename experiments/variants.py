@@ -334,5 +334,7 @@ VARIANTS["stability"] = {
 
 MOST_LOOPS = 32
 RING_HOPS = (8, 16, 32, 64)
+SHAPES = ("star", "forest", "two chains", "random function", "two rings", "ring")
+SHAPE_LOOPS = (2, 5, 10, 16, MOST_LOOPS)
 NORM_LOOPS = (1, 16, 256)  # where the tables show the norm of the state
 TEXT_LOOPS = [1, 2, 3, 4, 6, 8, 12, 16, 24, MOST_LOOPS]
