@@ -4,10 +4,10 @@
 A language model that loops a few blocks instead of stacking many, so that the same weights can
 think longer about harder input:
 
-    e        = RMSNorm(Prelude(embed(tokens)))     once
+    e        = RMSNorm(Prelude(RMSNorm(embed(tokens))))   once
     h_0      = 0
-    h_{t+1}  = A·h_t + B·e + R(h_t, e)             in each loop t = 0 … L−1, with the same weights
-    logits   = head(RMSNorm(Coda(RMSNorm(h_L))))   once; without loops (L = 0) the coda reads e
+    h_{t+1}  = A·h_t + B·e + R(h_t, e)                    in each loop t = 0 … L−1, same weights
+    logits   = head(RMSNorm(Coda(RMSNorm(h_L))))          once; if L = 0, the coda reads e
 
 Prelude, Blocks and Coda are stacks of pre-norm transformer blocks; R(h, e) = Blocks(RMSNorm(h+e)):
 a block adds to what it is given, so R contains RMSNorm(h + e) itself. The state h is the scratch
@@ -66,6 +66,7 @@ class MythosConfig:
     vocab_size: int = 256  # V; 256: bytes
     d_model: int = 128  # D, width of the residual stream
     max_seq_len: int = 1024  # the longest sequence accepted, in tokens
+    embed_norm: bool = True  # RMSNorm of the embedding, which the prelude's blocks else drown
 
     # The three stages. With recurrent_layers = 0 there is no loop: a plain transformer.
     prelude_layers: int = 1  # blocks run once, before the loop
@@ -555,6 +556,8 @@ class RecurrentDepthTransformer(nn.Module):
         self.widths = w = derive_widths(c)
         D, eps, experts = c.d_model, c.norm_eps, c.num_experts > 0
         self.embed = nn.Embedding(c.vocab_size, D)
+        norm = nn.RMSNorm(D, eps=eps, elementwise_affine=False)
+        self.embed_norm = norm if c.embed_norm else nn.Identity()
         self.prelude = nn.ModuleList(make_block(w, False) for _ in range(c.prelude_layers))
         self.input_norm = nn.RMSNorm(D, eps=eps)
         self.recurrent = nn.ModuleList(make_block(w, experts) for _ in range(c.recurrent_layers))
@@ -628,11 +631,11 @@ class RecurrentDepthTransformer(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long())
 
     def run_prelude(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """e = RMSNorm(Prelude(embed(tokens))), (N, T, D), and the `rope` of these tokens."""
+        """e = RMSNorm(Prelude(RMSNorm(embed(tokens)))), (N, T, D), and the tokens' `rope`."""
         past = 0 if cache is None else cache.n_tokens
         positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
         rope = rope_angles(positions, self.widths.rope_dim, self.config.rope_theta)
-        x = self.run_blocks(self.prelude, self.embed(tokens), rope, cache)
+        x = self.run_blocks(self.prelude, self.embed_norm(self.embed(tokens)), rope, cache)
         return self.input_norm(x), rope
 
     def run_blocks(self, blocks, x: Tensor, rope: Tensor, cache=None, slot=0, active=None):
@@ -804,7 +807,9 @@ def get_model_config(name: str) -> MythosConfig:
     sizes = {size.lower(): numbers for size, numbers in SIZES.items()}
     numbers = sizes.get(str(name).lower())
     expect(numbers is not None, "name", name, f"one of {[*SIZES]}")
-    return MythosConfig(**dict(zip(SIZE_FIELDS, numbers, strict=True)))
+    toy = numbers is SIZES["tiny"]  # it does as well without: measured
+    fields = dict(zip(SIZE_FIELDS, numbers, strict=True))
+    return MythosConfig(**fields, embed_norm=not toy)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -942,6 +947,7 @@ def check_config(c: MythosConfig) -> None:
     check_numbers(**{name: value for name, value in vars(c).items() if name in RULES})
     H, K, E, kind = c.n_heads, c.num_experts_per_token, c.num_experts, c.attention_type
     expect(kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")
+    expect(isinstance(c.embed_norm, bool), "embed_norm", c.embed_norm, "True or False")
     whole, w = c.head_dim is not None or c.d_model % H == 0, derive_widths(c)
     expect(whole, "n_heads", H, f"a divisor of d_model = {c.d_model}, or head_dim given")
     divisor = 4 if kind == "mla" else 2  # for pairs: rope_dim is even (MLA: head_dim / 2)

@@ -161,12 +161,13 @@ def dynamics(model: RecurrentDepthTransformer, tokens: Tensor) -> dict:
 @torch.no_grad()
 def measure_text(model: RecurrentDepthTransformer, task: Text) -> dict:
     """Bits per byte for each loop count; with a loop also whether halting follows surprise."""
-    if not model.recurrent:
-        return {"bits_per_byte": task.measure(model, [0])}
-    most = variants.MOST_LOOPS
+    n_loops = 0 if not model.recurrent else getattr(task, "n_loops", None)
+    if n_loops in (0, 1):
+        return {"bits_per_byte": task.measure(model, [n_loops])}
+    most = max(variants.TEXT_LOOPS)
     bits = task.measure(model, variants.TEXT_LOOPS)
     windows, halting = task.test_set()[::8], {}
-    full, _ = logits_per_loop(model, windows[:, :-1], [task.mean_loops, most])
+    full, _ = logits_per_loop(model, windows[:, :-1], [2, most])
     for L, logits in full.items():
         surprise = F.cross_entropy(logits.mT, windows[:, 1:], reduction="none") / math.log(2)
         halting[f"never, {L} loops"] = {"bits_per_byte": surprise.mean().item(), "loops": L}

@@ -268,6 +268,7 @@ FIELDS = dict(
     rope_theta=st.sampled_from([1.0, 100.0, 1e6, -1.0]), d_ff=widths,
     num_experts=st.integers(-1, 5), num_experts_per_token=st.integers(0, 5),
     num_shared_experts=st.integers(-1, 2), d_expert=widths, norm_eps=st.sampled_from([1e-6, 0.0]),
+    embed_norm=st.sampled_from([True, False, 1]),
 )  # fmt: skip
 OK = dict(vocab_size=9, d_model=16, max_seq_len=8, n_heads=2, max_loop_iters=2)
 

@@ -9,10 +9,10 @@ import zlib
 import pytest
 import torch
 
-from experiments import text
+from experiments import text, variants
+from experiments.measure import num_params
 from experiments.text import Text
 from mythos import RecurrentDepthTransformer
-from train_tiny import mean
 
 torch.set_num_threads(1)
 
@@ -24,10 +24,10 @@ def seeded(seed=0):
 @pytest.fixture
 def small(monkeypatch):
     """The task shrunk to what a test can train."""
-    full, tiny = Text.config, dict(d_model=32, n_heads=2, num_experts=4)
+    full, tiny = Text.config, dict(d_model=32, n_heads=2)
     config = lambda self, kind: dataclasses.replace(full(self, kind), **tiny)  # noqa: E731
     monkeypatch.setattr(Text, "config", config)
-    for name, value in dict(batch_size=4, context=32, mean_loops=2, test_loops=(1, 2, 4)).items():
+    for name, value in dict(batch_size=4, context=32, most_loops=4, test_loops=(1, 2, 4)).items():
         monkeypatch.setattr(Text, name, value)
 
 
@@ -102,16 +102,36 @@ def test_text_windows_reach_the_last_byte_and_not_beyond():
     assert {int(x) for i in range(30) for x in task.batch(seeded(i))[0][:, 0]} == {0, 1}
 
 
-def test_text_loops_average_four_and_every_tenth_step_is_deep():
-    """A log-normal without its correction: 13% more loops than documented; no deep steps."""
+def test_text_loops_are_few_and_every_twentieth_step_is_deep():
+    """No deep steps, or many; a depth that is never trained."""
     task, rng = Text.__new__(Text), seeded()
     loops = [task.draw_loops(rng) for _ in range(4000)]
-    shallow = [n for n in loops if n < task.most_loops]
-    assert 3.8 < mean(shallow) < 4.25 and 0.085 < 1 - len(shallow) / 4000 < 0.115
+    assert {*loops} == {1, 2, 3, 16} and 0.04 < loops.count(16) / 4000 < 0.06
+    assert all(0.29 < loops.count(n) / 4000 < 0.35 for n in (1, 2, 3))
+
+
+def test_each_arm_of_the_comparison_gets_the_same_batches():
+    """Arms that differ in how many random numbers their loop counts take: other data for each."""
+    arms = [v.task.__new__(v.task) for v in variants.VARIANTS["text"].values()]
+    batches = []
+    for task in arms:
+        task.train_data, rng = torch.arange(9000) % 256, seeded()
+        batches.append([task.batch(rng) for _ in range(40)])
+    for tokens, *others in zip(*batches, strict=True):
+        assert all(torch.equal(tokens[0], other[0]) for other in others)
+    counts = [{n for _, _, n in steps} for steps in batches]
+    assert counts[:2] == [{1}, {2}] and counts[2] == {1, 2, 3, 16} and counts[3:] == [{0}] * 3
+
+
+def test_text_sees_twenty_bytes_for_each_parameter():
+    """A model too large for its data, which says nothing about looping."""
+    task = Text.__new__(Text)
+    model = RecurrentDepthTransformer(task.config("mla"))
+    assert task.steps * task.batch_size * task.context >= 20 * num_params(model)
 
 
 def test_text_report_fails_what_should_fail(small, monkeypatch, tmp_path):
-    """A PASS for text that is worse than zlib, or not as good at 2 loops as at 4; compressors that
+    """A PASS for text that is worse than lzma, or not as good at 2 loops as at 4; compressors that
     get other pieces than the table says."""
     (tmp_path / "a").write_bytes(b"The quick brown fox, number %d. " * 300)
     task = Text(tmp_path / "a")
@@ -129,10 +149,3 @@ def test_text_report_fails_what_should_fail(small, monkeypatch, tmp_path):
     C, data = task.context, task.test
     packed = sum(len(zlib.compress(data[i : i + C], 9)) for i in range(0, len(data), C))
     assert results["compressors"][f"zlib -9, {C} bytes at a time"] == 8 * packed / len(data)
-
-
-def test_text_trains_at_many_depths():
-    """One fixed depth in training binds the model to it (flaw 1)."""
-    task, rng = Text(), torch.Generator().manual_seed(0)
-    loops = [task.batch(rng)[2] for _ in range(200)]
-    assert min(loops) == 1 and {2, 4, 8, 16} < {*loops} and max(loops) == task.most_loops

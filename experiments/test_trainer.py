@@ -283,7 +283,7 @@ def test_prepared_prelude_is_the_identity():
     model, tokens = tiny_model(), torch.randint(420, (1, 6))
     train_tiny.Chains().prepare(model)
     e, _ = model.run_prelude(tokens)
-    torch.testing.assert_close(e, model.input_norm(model.embed(tokens)))
+    torch.testing.assert_close(e, model.input_norm(model.embed_norm(model.embed(tokens))))
 
 
 class AnySteps(int):

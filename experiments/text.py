@@ -4,8 +4,8 @@
     python -m experiments.text                  the source files of Python's own library
     python -m experiments.text --data PATH      any file or folder
 
-Every step draws a loop count; the gradient goes through the last 4 loops. The report gives bits
-per byte on held-out files after 1 to 16 loops, beside zlib and lzma, and a sample.
+Every step draws a loop count. The report gives bits per byte on held-out files after 1 to 16 loops,
+beside zlib and lzma, and a sample. PASS: better than lzma, and no worse at 16 loops than at 2.
 """
 
 import lzma
@@ -13,7 +13,6 @@ import math
 import sysconfig
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,22 +20,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.command import make_parser, refusing, run_as_program
-from mythos import MythosConfig, RecurrentDepthTransformer, expect, get_model_config
+from mythos import MythosConfig, RecurrentDepthTransformer, expect
 from train_tiny import launch, logits_per_loop
 
 
 class Text:
     """Next-byte prediction on files, some of which are held out whole. A token is a byte."""
 
-    name, steps, batch_size, grad_loops = "text", 900, 5, 4
-    lr_scale, prelude_lr, state_noise = 1.0, 1.0, 0.0
+    name, steps, batch_size, grad_loops = "text", 1000, 16, None
+    lr_scale, prelude_lr, state_noise = 3.0, 1.0, 0.0
     frontier = 0  # no curriculum
     draw = None  # no picture: five numbers are better read in a table
     context = 256  # bytes that the model sees
     held_out = 40  # every 40th file is held out,
     test_bytes = 150_000  # and so many of their bytes are scored: more take too long
     test_loops = (1, 2, 4, 8, 16)
-    mean_loops, loop_spread, most_loops, deep_share = 4, 0.5, 16, 0.1  # see `draw_loops`
+    few_loops, most_loops, deep_share = 3, 16, 0.05  # see `draw_loops`
 
     def __init__(self, data: Path | None = None) -> None:
         pieces, self.default_data = read_pieces(data), data is None
@@ -51,8 +50,10 @@ class Text:
         self.data_crc = zlib.crc32(test + train)  # resuming with other files would mix two runs
 
     def config(self, attention_type: str) -> MythosConfig:
-        tiny = replace(get_model_config("tiny"), attention_type=attention_type, vocab_size=256)
-        return replace(tiny, max_seq_len=512, max_loop_iters=4, d_expert=128)
+        """Small enough to see 20 bytes for each of its parameters; dense, so that it uses them."""
+        heads = dict(attention_type=attention_type, n_heads=2, kv_lora_rank=32)
+        layers = dict(recurrent_layers=2, d_ff=128, num_experts=0, max_loop_iters=2)
+        return MythosConfig(d_model=64, max_seq_len=512, **heads, **layers)
 
     def prepare(self, model: RecurrentDepthTransformer) -> None:
         """Nothing: here the prelude learns from the first step on, like every other block."""
@@ -61,17 +62,10 @@ class Text:
         """No curriculum."""
 
     def draw_loops(self, generator: torch.Generator) -> int:
-        """T ~ Poisson(λ), λ log-normal with mean 4 (Geiping et al. 2025), cut to 1 … 16; in every
-        tenth step 16.
-
-        Most steps are cheap, and the few deep ones teach the state to settle: without the tenth
-        step, 16 loops of one seed in three were more than 0.05 bits worse than 4.
-        """
-        if torch.rand((), generator=generator) < self.deep_share:
-            return self.most_loops
-        log_mean = math.log(self.mean_loops) - self.loop_spread**2 / 2
-        rate = torch.exp(log_mean + self.loop_spread * torch.randn((), generator=generator))
-        return min(max(int(torch.poisson(rate, generator=generator)), 1), self.most_loops)
+        """1, 2 or 3; in every twentieth step 16, which teaches the state to settle."""
+        deep = torch.rand((), generator=generator) < self.deep_share
+        few = int(torch.randint(1, self.few_loops + 1, (), generator=generator))
+        return self.most_loops if deep else few
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
         """tokens and targets, (N, context) each and one byte apart, and T."""
@@ -113,7 +107,7 @@ class Text:
         ids = model.generate(prompt, C, temperature=0.7, top_p=0.95, generator=rng)
         best, settled = min(bits.values()), [b for L, b in bits.items() if L >= 2]
         checks = [
-            ("bits per byte, wanted below zlib's", best, "<=", others["zlib -9, whole files"]),
+            ("bits per byte, wanted below lzma's", best, "<=", others["lzma, whole files"]),
             ("largest difference from 2 to 16 loops", max(settled) - min(settled), "<=", 0.05),
         ]
         sample = readable(bytes(ids[0].tolist()))
@@ -127,10 +121,6 @@ class Text:
         for name, value in ({f"Mythos, {L} loops": b for L, b in bits.items()} | others).items():
             lines.append(f"{name:>28} {value:6.3f}")
         lines.append(f"\nA sample (temperature 0.7, top_p 0.95):\n{results['sample']}\n")
-        ahead = min(bits.values()) - others["lzma, whole files"]
-        lines.append(
-            f"The stretch goal, lzma over whole files, is {ahead:+.3f} bits per byte away."
-        )
         return "\n".join(lines)
 
 
