@@ -399,8 +399,8 @@ def readme_language(found: Runs) -> str:
     names = "one-loop", "flat-params", "flat-flops"
     once, plain, deeper = (saved_by_two_loops(found)(name, found[name]) for name in names)
     text = (
-        "* **Language.** Bytes of Python's library, same batches, five seeds. Two loops save per byte "
-        f"{once} bits over the same model run once, {plain} over 4 plain layers with as "
+        "* **Language.** Bytes of Python's library, the same batches, five seeds. Two loops save "
+        f"{once} bits per byte over the same model run once, {plain} over 4 plain layers with as "
         f"many parameters, {deeper} over 6 plain layers, which cost as many FLOPs."
     )
     return textwrap.fill(text, 120, subsequent_indent="  ")
