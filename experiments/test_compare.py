@@ -490,6 +490,27 @@ def test_leads_are_paired_by_seed():
     assert lead("ends", runs) == lead("loop", others) == "–"
 
 
+def test_bits_saved_are_those_of_two_loops():
+    """The wrong sign; a loop judged after one loop or after eight; one loop asked for two."""
+
+    def run(variant, bits, **more):
+        return {"variant": variant, "seed": 10, "bits_per_byte": bits, **more}
+
+    bits = {"1": 2.0, "2": 1.5, "8": 3.0}
+    found = {
+        "twice": [run("twice", bits, rho=0.5)],
+        "loop": [run("loop", bits | {"2": 1.6}, rho=0.5)],
+        "one-loop": [run("one-loop", {"1": 1.75})],
+        "flat-params": [run("flat-params", {"0": 1.7})],
+        "flat-flops": [run("flat-flops", {"0": 1.25})],
+    }
+    saved = report.saved_by_two_loops(found)
+    cells = [saved(name, runs) for name, runs in found.items()]
+    assert cells == ["–", "+0.100", "+0.250", "+0.200", "-0.250"]
+    told = " ".join(report.readme_language(found).split())
+    assert "+0.250 over the same model run once; +0.200 over 4 plain layers" in told
+
+
 def test_results_md_and_readme_are_what_the_program_writes():
     """A number typed by hand, or one that outlived the run it came from."""
     kept = (report.RESULTS.parent / "RESULTS.md").read_text("utf-8")
