@@ -132,9 +132,13 @@ PARAMETERS: dict[str, Column] = {
     "training TFLOPs": over(lambda n: n["train_flops"] / 1e12),
 }
 WORST = f"worst of 0–{NEAR} hops"
-HALTING_CONTROLS = (
-    "fixed at the mean", "random exit", "only edges halt", "only queries halt", "none halts",
-)  # fmt: skip
+HALTING_CONTROLS = {
+    "fixed at the mean": "fixed at the mean, rounded up",
+    "random exit": "random exit",
+    "only edges halt": "only edges halt",
+    "only queries halt": "only queries halt",
+    "none halts": f"none halts, {variants.MOST_LOOPS} loops",
+}
 
 # The loop and its strongest opponents, in README's summary and in the picture, with its lines.
 PICTURED = {
@@ -188,11 +192,11 @@ class Section(NamedTuple):
 
 
 GIVEN = (
-    "Given to each arm that is taught ends: edges and the ends of chains at most 5 hops away "
-    f"(`-deep`: 10), the same batches for one seed, {Ends.steps} steps (`-long`: three times as "
-    "many). To the loop of train_tiny.py, what is built on it and the `-told` stacks: the answer "
-    f"after every hop, how many hops are asked for, and {Chains.steps} steps; to those with a loop "
-    "also noise on the state."
+    "Given to each arm that is taught ends: edges and the ends of chains at most 5 hops away (an "
+    f"arm `-deep`: 10), the same batches for one seed, {Ends.steps} steps (an arm `-long`: three "
+    "times as many). To the loop of train_tiny.py, what is built on it and stacks `-told`: the "
+    f"answer after every hop, how many hops are asked for, and {Chains.steps} steps; to those with "
+    "a loop also noise on the state, unless the name says no."
 )
 LOOPS_ONLY = "Given to each arm as above."
 
@@ -215,16 +219,23 @@ def chains_sections(found: Runs) -> list[Section]:
     quality = {WORST: over(lambda n: 100 * min(accuracy_at(n, Chains.test_loops)[: NEAR + 1]))}
     quality |= {f"{k} hops": at_hops(k) for k in (NEAR + 1, 8, LAST)}
     quality |= {f"{LAST} hops, {variants.MOST_LOOPS} loops": at_hops(LAST, variants.MOST_LOOPS)}
-    quality |= {"reach": over(reach, ".0f")}
+    quality |= {"reach": over(reach)}
+    worst = lambda name, runs: f"{min(100 * at_last(n) for n in runs):.1f}"  # noqa: E731
+    quality |= {f"{LAST} hops, worst seed": worst}
     stopping = {
-        "accuracy": over(lambda n: 100 * mean(n["halting"]["accuracy"])),
-        "mean loops": over(lambda n: mean(n["halting"]["loops"])),
+        "accuracy, 0–10 hops": over(lambda n: 100 * mean(n["halting"]["accuracy"])),
+        "mean loops, 0–10 hops": over(lambda n: mean(n["halting"]["loops"])),
         f"more loops for {LAST} hops than for 0": over(
             lambda n: n["halting"]["loops"][LAST] - n["halting"]["loops"][0]
         ),
-        "best fixed loop count": over(lambda n: 100 * max(map(mean, n["accuracy"].values()))),
+        "accuracy at the best fixed loop count": over(
+            lambda n: 100 * max(map(mean, n["accuracy"].values()))
+        ),
     }
-    chain = {key: further(key) for key in ("14 hops", "14 hops, halting")}
+    chain = {
+        "14 hops, 16 loops": further("14 hops"),
+        "14 hops, halting": further("14 hops, halting"),
+    }
     rings = {f"ring, {T} hops": further(f"ring, {T} hops") for T in variants.RING_HOPS}
     resting = {f"{T} hops": further(f"ring, edges halt, {T} hops") for T in variants.RING_HOPS}
     motion = norms(".1f") | {"rho(A)": over(lambda n: n["rho"], ".2f")}
@@ -245,7 +256,7 @@ def chains_sections(found: Runs) -> list[Section]:
             "All variants: how far they get",
             GIVEN,
             table(found, quality),
-            "Where intervals overlap, nothing is shown.",
+            "Where intervals overlap, only a lead that is paired by seed can show a difference.",
         ),
         Section(
             f"Halting below {Chains.halt_threshold}",
@@ -256,13 +267,14 @@ def chains_sections(found: Runs) -> list[Section]:
         Section(
             "Halting: controls",
             LOOPS_ONLY,
-            table(loops, {key: halting(key) for key in HALTING_CONTROLS}),
-            "Fixed and random exits spend about as many loops: it matters which token stops, and "
-            "when.",
+            table(loops, {title: halting(key) for key, title in HALTING_CONTROLS.items()}),
+            "Random exits spend as many loops, and a fixed count, rounded up, a few more: it "
+            "matters which token stops, and when.",
         ),
         Section(
             "Further: 14 hops, and rings",
-            LOOPS_ONLY,
+            "Given to each arm as above. A ring gets as many loops as hops are asked for. In the "
+            f"test of 14 hops, naming a random chain's end is right in {variants.Far.guess:.0%}.",
             table(loops, chain | rings),
             "Training knows no rings: there a walk never ends, and each hop needs a loop.",
         ),
@@ -313,7 +325,8 @@ def circuits_sections(found: Runs) -> list[Section]:
 
     given = (
         "Given to each arm: the values of variables at most 5 gates deep, and those of their "
-        f"operands; the same batches for one seed; {Circuits.steps} steps. Nobody is told a depth."
+        f"operands; the same batches for one seed; {Circuits.steps} steps. Nobody is told a depth. "
+        f"Always naming the likelier value is right in {Circuits.guess:.0%} of all cases."
     )
     what: dict[str, Column] = {
         "what differs": lambda name, runs: VARIANTS["circuits"][name].what,
@@ -442,8 +455,8 @@ def text_sections(found: Runs) -> list[Section]:
             "Text: bits per byte",
             f"{given}, and as many loops as `what differs` says.",
             table(found, depths | {"bits that two loops save": saved_by_two_loops(found)}),
-            "Lower is better. Saved: by the variant `twice`; differences within each seed, of a "
-            "random number of loops at two.",
+            "Lower is better. Saved: the bits that `twice` needs less (a minus: more) than this "
+            "variant; differences within each seed. A random number of loops is taken at two.",
             "Bits per byte by loops, and by models without a loop.",
         ),
         Section(
@@ -483,9 +496,13 @@ def trainer_sections(results: Path) -> list[Section]:
             seconds = f"{n['seconds']:.0f}" if whole else "–"
             numbers += [f"{mean(halting['loops']):.1f}", seconds]
             rows.append([n["attention"].upper(), f"{n['seed']}", *numbers])
-        given = f"Given: the answer after every hop; none is more than {NEAR} hops away."
+        given = (
+            f"Given: the answer after every hop; none is more than {NEAR} hops away. MLA's seeds "
+        )
+        given += "10 to 14 are the models of the variant `loop` below."
         made = f"After {Chains.test_loops} loops, or halting below {Chains.halt_threshold}."
-        made += " Lost: accuracy at any hops, from 16 loops to at most 32."
+        made += " Lost: the most at any hops, from 16 loops to 20, 24, 28 or 32. Accuracy and mean"
+        made += " loops with halting: over 0 to 10 hops."
         made += " The time depends on what else the machine did."
         rows = markdown([*head, "halting: accuracy", "mean loops", "seconds"], rows)
         sections.append(Section("python train_tiny.py", given, rows, made))
@@ -612,7 +629,8 @@ Written by `python -m experiments.compare --report` from the JSON files in [resu
 test compares. Accuracy in %: the mean of the seeds ± half of its 95% t interval; after
 {Chains.test_loops} loops where nothing else is said. *reach*: the hop count up to which accuracy
 stays at 90% or more (the test ends at {LAST}). A dash: the model was never asked, or every run
-diverged. A stack is a transformer without a loop."""
+diverged, or, of seconds, that a finished training was only measured. Without ± all seeds agree, or
+there is one. A stack is a transformer without a loop."""
 
 
 def results_text(results: Path) -> str:

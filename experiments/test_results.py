@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""Every number in RESULTS.md's tables, recomputed from the JSON files without the report's code."""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+PAGE, FILES = Path(__file__).with_name("RESULTS.md"), Path(__file__).with_name("results")
+SELECTION, COST = "With a loop and without", "All variants: what they cost"
+RINGS = "Rings whose edges may halt"
+TITLES = {  # of the tables with a row for each variant that has an answer
+    "chains": f"{SELECTION}; {COST}; All variants: how far they get; Halting below 0.2; "
+    f"Halting: controls; Further: 14 hops, and rings; {RINGS}; How the state moves",
+    "circuits": "Circuits: depth that is no walk along one path; Circuits: halting below 0.02",
+    "stability": "Other learning rates",
+    "text": "Text: what the variants cost; Text: bits per byte",
+}
+LEADS = {  # whose lead it is, what is compared, and the column
+    "chains": ("ends", "10 hops", "the loop's lead at 10 hops"),
+    "circuits": ("loop", "10 hops", "the loop's lead at 10"),
+    "text": ("twice", "bits saved", "bits that two loops save"),
+}
+# Student's t, two-sided 95%, by the number of seeds.
+T95 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), 2))
+RENAMED = {
+    "fixed at the mean, rounded up": "fixed at the mean",
+    "none halts, 32 loops": "none halts",
+    "14 hops, 16 loops": "14 hops",
+}
+READ = {FILES / "bench.json"}  # which is no table's
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?( ± \d+(\.\d+)?)?")
+
+
+def read_tables(text):
+    """title -> head and rows. Catches a table outside a section, and two in one section."""
+    before, *sections = text.split("\n### ")
+    assert "|" not in before, "a table before the first section"
+    tables = {}
+    for title, *lines in map(str.splitlines, sections):
+        rows = [line.strip().strip("|").split("|") for line in lines if "|" in line]
+        assert rows, f"{title}: no table"
+        head, *rows = [[cell.strip() for cell in row] for row in rows]
+        assert [i for i, row in enumerate(rows) if set(row) == {"---"}] == [0], f"{title}: tables"
+        assert len(set(head)) == len(head) and title not in tables, f"{title}: one name twice"
+        tables[title] = head, rows[1:]
+    return tables
+
+
+def load(pattern, name):
+    """The runs in such files. Catches a file whose name is not what is in it."""
+    paths = sorted(FILES.glob(pattern))
+    READ.update(paths)
+    runs = [json.loads(path.read_text("utf-8")) for path in paths]
+    assert [path.stem for path in paths] == [name.format(**run) for run in runs], pattern
+    return runs
+
+
+def accuracies(run, looped):
+    """In %. Catches a stack, or a model of one loop, that is read at other loops."""
+    by_loops = {int(L): 100 * np.array(shares) for L, shares in run["accuracy"].items()}
+    after = by_loops[12 if looped else min(by_loops)]
+    values = {f"{k} hops": share for k, share in enumerate(after)}
+    values["worst of 0–5 hops"] = after[:6].min()
+    values["reach"] = [*(after >= 90), False].index(False) - 1
+    if looped:
+        values |= {f"10 hops, {L} loops": by_loops[L][10] for L in by_loops}
+        values["accuracy at the best fixed loop count"] = max(map(np.mean, by_loops.values()))
+        lost = [by_loops.get(16, after) - by_loops[L] for L in by_loops if L >= 16]
+        values["most lost by more loops"] = np.max(lost)
+    return values
+
+
+def halting(run):
+    """With halting, its controls, and further than the usual test."""
+    numbers = dict(run["halting"].get("0.2", run["halting"]))
+    shares, loops = 100 * np.array(numbers.pop("accuracy")), numbers.pop("loops")
+    values = {f"loops spent on {k} hops": count for k, count in enumerate(loops)}
+    values |= {"accuracy, 0–10 hops": shares.mean(), "halting: accuracy": shares.mean()}
+    values |= {"mean loops": np.mean(loops), "mean loops, 0–10 hops": np.mean(loops)}
+    values |= {"10 hops, halting": shares[10]}
+    values["more loops for 10 hops than for 0"] = loops[10] - loops[0]
+    numbers |= run.get("further", {})
+    for column, key in RENAMED.items():
+        numbers |= {column: numbers[key]} if key in numbers else {}
+    return values | {name: 100 * share for name, share in numbers.items()}
+
+
+def bits(run, looped):
+    """Catches a model without a loop, or of one, that has more than one answer."""
+    by_loops = run["bits_per_byte"]
+    (first,) = [by_loops["1"]] if looped else by_loops.values()
+    values = {"1 loop, or none": first, "1 loop": first, "bits saved": -by_loops.get("2", first)}
+    if looped:
+        values |= {f"{L} loops": value for L, value in by_loops.items()}
+        values["most apart from 2 loops on"] = np.ptp([by_loops[L] for L in by_loops if L != "1"])
+    return values
+
+
+def said(run):
+    """By column; what a run was never asked, or could not say as it diverged, is left out."""
+    if "diverged" in run:
+        return {}
+    answers = run.get("accuracy") or run["bits_per_byte"]
+    looped = "0" not in answers and run.get("variant") != "one-loop"
+    values = (accuracies if "accuracy" in run else bits)(run, looped)
+    if "accuracy" in run and "halting" in run and looped:
+        values |= halting(run)
+    if "variant" in run:
+        values["parameters"] = f"{run['parameters']:,}"
+        values["training TFLOPs"] = run["train_flops"] / 1e12
+    if "rho" in run and looped:
+        values |= {f"state norm, loop {L}": norm for L, norm in run["state_norm"].items()}
+        values |= {"rho(A)": run["rho"], "gain, first loop": run["gain"]["0"]}
+        values["gain, after 32 loops"] = run["gain"]["32"]
+    if "checks" in run:
+        met = [a <= b if sign == "<=" else a >= b for _, a, sign, b in run["checks"]]
+        values["verdict"] = "PASS" if all(met) else "FAIL"
+        if run["train_seconds"] > 1:  # else a finished training was only measured again
+            values["seconds"] = run["seconds"]
+    return values
+
+
+def recompute(supervision):
+    """title -> row -> what each of its runs says. Catches leads that are not within one seed."""
+    pages = defaultdict(lambda: defaultdict(list))
+    for run in load("chains-*.json", "chains-{attention}-seed{seed}"):
+        row = run["attention"].upper(), f"{run['seed']}"
+        pages["python train_tiny.py"][row].append(said(run))
+    for run in load("text-mla-*.json", "text-{attention}-seed{seed}"):
+        pages["python -m experiments.text"][f"{run['seed']}",].append(said(run))
+    for kind, titles in TITLES.items():
+        runs = load(f"{kind}/*.json", "{variant}-seed{seed}")
+        first, measure, lead = LEADS.get(kind, ("", "", ""))
+        best = {run["seed"]: said(run)[measure] for run in runs if run["variant"] == first}
+        for run in runs:
+            name, values = run["variant"], said(run)
+            alike = kind != "chains" or supervision.get(name) == "ends"
+            if name != first and alike and run["seed"] in best:
+                values[lead] = best[run["seed"]] - values[measure]
+            for title in titles.split("; "):
+                pages[title][name,].append(values)
+            for shape, shares in run.get("shapes", {}).items():
+                shares = {f"{L} loops": 100 * share for L, share in shares.items()}
+                pages["Shapes that training does not know"][shape,].append(shares)
+            for below, stop in run.get("halting", {}).items() if kind == "text" else ():
+                stop |= {"bits per byte": stop["bits_per_byte"], "mean loops": stop["loops"]}
+                pages["Text: halting"][name, below].append(stop)
+    return pages
+
+
+def fault(cell, values):
+    """What a cell should say, or nothing. Catches a wrong mean, a wrong or missing interval, and a
+    number where nothing was asked."""
+    if not values or isinstance(values[0], str):
+        wanted = " or ".join(set(values)) or "–"
+        return "" if cell == wanted else wanted
+    n, mean = len(values), np.mean(values)
+    half = T95[n] * np.std(values, ddof=1) / n**0.5 if n > 1 else 0.0
+    wanted = f"{mean:.4f} ± {half:.4f}"
+    if not NUMBER.fullmatch(cell):
+        return wanted
+    parts = cell.split(" ± ")
+    units = [10.0 ** -len(part.partition(".")[2]) for part in parts]
+    right = abs(float(parts[0]) - mean) <= units[0] / 2 + 1e-9
+    right &= abs(float(parts[1]) - half) <= units[1] if len(parts) == 2 else half < 1e-9
+    return "" if right else wanted
+
+
+def faults_of(title, head, lines, rows):
+    """What is wrong with a table, and how many cells were compared. rows: see `recompute`."""
+    width, wrong, n = max(map(len, rows), default=1), [], 0
+    keys = [re.sub(r"depth (\d+)", r"\1 hops", column) for column in head]
+    keys = ["ring, edges halt, " * (title == RINGS) + key for key in keys]
+    asked = [row for row in rows if any(not run or set(keys) & run.keys() for run in rows[row])]
+    labels = [tuple(line[:width]) for line in lines]
+    if title == SELECTION:  # the only table that may leave variants out
+        asked = [row for row in asked if row in labels]
+    if sorted(labels) != sorted(asked) or not lines:
+        wrong.append(f"{title}: the table has rows {labels}, the JSON files {asked or [*rows]}")
+    for label, line in zip(labels, lines, strict=True):
+        runs = rows.get(label, [])
+        for column, key, cell in list(zip(head, keys, line, strict=True))[width:]:
+            what = key.removesuffix(", worst seed")
+            values = [run[what] for run in runs if what in run]
+            values = [min(values)] if what != key and values else values
+            if column in ("what differs", "supervision"):  # no JSON file has them
+                continue
+            if column == "seeds":
+                values = [f"{len(runs)}"]
+            if column == "diverged":
+                values = [f"{runs.count({})} of {len(runs)}"]
+            n += 1
+            if wanted := fault(cell, values):
+                wrong.append(f"{title} / {label} / {column}: {cell}, but recomputed {wanted}")
+    return wrong, n
+
+
+def test_every_number():
+    """A number that the JSON files do not have, a row without a run, a run without a row."""
+    tables = read_tables(PAGE.read_text("utf-8"))
+    costs = tables.get(COST, ([], []))[1]  # variant, what differs, supervision, …
+    pages, names = recompute({row[0]: row[2] for row in costs}), {row[1]: row[0] for row in costs}
+    for line in tables.get(SELECTION, ([], []))[1]:
+        line[0] = names.get(line[0], line[0])  # there, what differs is the name
+    found = {t: faults_of(t, *tables.get(t, ([], [])), pages[t]) for t in tables.keys() | pages}
+    wrong = [line for title in sorted(found) for line in found[title][0]]
+    wrong += [f"no table has {path}" for path in sorted({*FILES.rglob("*.json")} - READ)]
+    assert not wrong, f"{len(wrong)} faults\n" + "\n".join(wrong)
+    print(f"{sum(n for _, n in found.values())} cells of {len(found)} tables")
+    assert found and all(n for _, n in found.values())
