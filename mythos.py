@@ -807,7 +807,7 @@ def get_model_config(name: str) -> MythosConfig:
     sizes = {size.lower(): numbers for size, numbers in SIZES.items()}
     numbers = sizes.get(str(name).lower())
     expect(numbers is not None, "name", name, f"one of {[*SIZES]}")
-    toy = numbers is SIZES["tiny"]  # it does as well without: measured
+    toy = numbers is SIZES["tiny"]  # whose prelude starts as the identity, and drowns nothing
     fields = dict(zip(SIZE_FIELDS, numbers, strict=True))
     return MythosConfig(**fields, embed_norm=not toy)
 
