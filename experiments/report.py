@@ -422,7 +422,7 @@ def readme_language(found: Runs) -> str:
 
 def text_sections(found: Runs) -> list[Section]:
     given = (
-        f"Given to each arm: the next byte, {Text.steps} steps (`flat-long`: half as many again), "
+        f"Given to each arm: the next byte, {Text.steps:,} steps (`flat-long`: half as many again), "
         "the same batches for one seed, dense layers, the same learning rates"
     )
     what: dict[str, Column] = {
