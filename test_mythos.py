@@ -508,7 +508,8 @@ def test_input_is_as_loud_as_the_block(kind, monkeypatch):
 
 @both
 def test_what_enters_a_stage_is_as_loud_as_its_blocks(kind, capsys):
-    """An embedding of size 0.02, which the prelude's blocks drown: it cost 0.09 bits per byte."""
+    """An embedding of size 0.02, which the prelude's blocks drown: in one run it cost 0.09 bits per
+    byte of text."""
     model = make(fresh=True, d_model=64, attention_type=kind)
     for name in ("prelude", "recurrent", "coda"):
 

@@ -422,8 +422,8 @@ def readme_language(found: Runs) -> str:
 
 def text_sections(found: Runs) -> list[Section]:
     given = (
-        f"Given to each arm: the next byte, {Text.steps:,} steps (`flat-long`: half as many again), "
-        "the same batches for one seed, dense layers, the same learning rates"
+        f"Given to each arm: the next byte, {Text.steps:,} steps (an arm `-long`: half as many "
+        "again), the same batches for one seed, dense layers, the same learning rates"
     )
     what: dict[str, Column] = {
         "what differs": lambda name, runs: VARIANTS["text"][name].what,
@@ -586,9 +586,10 @@ def draw_text(found: Runs, path: Path) -> None:
             axes.fill_between(loops, low, high, color=colour, alpha=0.2)
         else:
             axes.axhspan(*low, *high, color=colour, alpha=0.2)
-            axes.axhline(*middle, color=colour, linestyle="--", label=what)
+            axes.axhline(*middle, color=colour, linestyle=("--", "-", ":", "-.")[i % 4], label=what)
     axes.set_xscale("log", base=2)
-    axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
+    axes.set_xticks(variants.TEXT_LOOPS, [f"{L}" for L in variants.TEXT_LOOPS], minor=False)
+    axes.set_xlim(variants.TEXT_LOOPS[0] / 1.1, variants.TEXT_LOOPS[-1] * 1.1)
     axes.set(xlabel="loops", ylabel="held-out bits per byte", title="Text: lower is better")
     axes.legend()
     picture.savefig(path, dpi=120, format="png")

@@ -120,7 +120,7 @@ def test_each_arm_of_the_comparison_gets_the_same_batches():
     for tokens, *others in zip(*batches, strict=True):
         assert all(torch.equal(tokens[0], other[0]) for other in others)
     counts = [{n for _, _, n in steps} for steps in batches]
-    assert counts[:2] == [{1}, {2}] and counts[2] == {1, 2, 3, 16} and counts[3:] == [{0}] * 3
+    assert counts == [{1}, {2}, {2}, {1, 2, 3, 16}, {0}, {0}, {0}]
 
 
 def test_text_sees_twenty_bytes_for_each_parameter():

@@ -336,6 +336,9 @@ VARIANTS = {
     "text": {
         "one-loop": Variant("the same model, always one loop", task=OneLoopText),
         "twice": Variant("always two loops", task=TwiceText),
+        "no-embed-norm": Variant(
+            "two loops, embed_norm = False", dict(embed_norm=False), TwiceText
+        ),
         "loop": Variant("random loop counts: the loop of text.py", task=ManyBytes),
         "flat-params": Variant("4 layers, same parameters", TEXT_SAME_PARAMS, FlatText),
         "flat-flops": Variant("6 layers, same FLOPs as two loops", TEXT_SAME_FLOPS, FlatText),
