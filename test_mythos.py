@@ -1042,7 +1042,9 @@ def test_sizes_grow_and_names_are_forgiving():
         assert numbers == sorted(numbers) and numbers[0] < numbers[-1]
     assert (configs[0].max_loop_iters, configs[-1].max_loop_iters) == (8, 32)
     assert configs[SIZES.index("70B")].max_seq_len == 32_768
-    assert get_model_config("1t") == configs[-1] and get_model_config("TINY").d_model <= 128
+    tiny = get_model_config("TINY")
+    assert get_model_config("1t") == configs[-1] and tiny.d_model <= 128
+    assert all(c.embed_norm for c in configs) and not tiny.embed_norm  # see there
     for wrong in ("8B", "", None, 7, []):
         with pytest.raises(ValueError, match="^name: got .*" + ".*".join(("tiny", *SIZES))):
             get_model_config(wrong)

@@ -146,6 +146,7 @@ def test_text_report_fails_what_should_fail(small, monkeypatch, tmp_path):
         assert [
             g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]
         ] == verdicts
+    assert results["checks"][0][3] == results["compressors"]["lzma, whole files"]
     C, data = task.context, task.test
     packed = sum(len(zlib.compress(data[i : i + C], 9)) for i in range(0, len(data), C))
     assert results["compressors"][f"zlib -9, {C} bytes at a time"] == 8 * packed / len(data)
