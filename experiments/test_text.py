@@ -102,12 +102,14 @@ def test_text_windows_reach_the_last_byte_and_not_beyond():
     assert {int(x) for i in range(30) for x in task.batch(seeded(i))[0][:, 0]} == {0, 1}
 
 
-def test_text_loops_are_few_and_every_twentieth_step_is_deep():
+def test_text_loops_are_few_and_every_tenth_step_is_deep():
     """No deep steps, or many; a depth that is never trained."""
     task, rng = Text.__new__(Text), seeded()
     loops = [task.draw_loops(rng) for _ in range(4000)]
-    assert {*loops} == {1, 2, 3, 16} and 0.04 < loops.count(16) / 4000 < 0.06
-    assert all(0.29 < loops.count(n) / 4000 < 0.35 for n in (1, 2, 3))
+    deep = [n for n in loops if n > 3]
+    assert {*loops} == {*range(1, 17)} and 0.08 < len(deep) / 4000 < 0.12
+    assert all(0.27 < loops.count(n) / 4000 < 0.33 for n in (1, 2, 3))
+    assert 9.3 < sum(deep) / len(deep) < 10.7
 
 
 def test_each_arm_of_the_comparison_gets_the_same_batches():
@@ -120,7 +122,7 @@ def test_each_arm_of_the_comparison_gets_the_same_batches():
     for tokens, *others in zip(*batches, strict=True):
         assert all(torch.equal(tokens[0], other[0]) for other in others)
     counts = [{n for _, _, n in steps} for steps in batches]
-    assert counts == [{1}, {2}, {2}, {1, 2, 3, 16}, {0}, {0}, {0}]
+    assert counts[:3] + counts[4:] == [{1}, {2}, {2}, {0}, {0}, {0}] and len(counts[3]) > 3
 
 
 def test_text_sees_twenty_bytes_for_each_parameter():

@@ -35,7 +35,7 @@ class Text:
     held_out = 40  # every 40th file is held out,
     test_bytes = 150_000  # and so many of their bytes are scored: more take too long
     test_loops = (1, 2, 4, 8, 16)
-    few_loops, most_loops, deep_share = 3, 16, 0.05  # see `draw_loops`
+    few_loops, most_loops, deep_share = 3, 16, 0.1  # see `draw_loops`
 
     def __init__(self, data: Path | None = None) -> None:
         pieces, self.default_data = read_pieces(data), data is None
@@ -62,10 +62,11 @@ class Text:
         """No curriculum."""
 
     def draw_loops(self, generator: torch.Generator) -> int:
-        """1, 2 or 3; in every twentieth step 16, which teaches the state to settle."""
-        deep = torch.rand((), generator=generator) < self.deep_share
+        """1, 2 or 3; in every tenth step 4 to 16, which teaches the state to settle."""
+        share = torch.rand((), generator=generator).item() / self.deep_share
         few = int(torch.randint(1, self.few_loops + 1, (), generator=generator))
-        return self.most_loops if deep else few
+        more = int(share * (self.most_loops - self.few_loops))
+        return self.few_loops + 1 + more if share < 1 else few
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
         """tokens and targets, (N, context) each and one byte apart, and T."""
@@ -118,7 +119,8 @@ class Text:
         """A table of what `evaluate` measured, and the sample."""
         bits, others = results["bits_per_byte"], results["compressors"]
         lines = [f"Bits per byte of {len(self.test):,} held-out bytes, none trained on"]
-        for name, value in ({f"Mythos, {L} loops": b for L, b in bits.items()} | others).items():
+        ours = {f"Mythos, {L} loop{'s' * (L > 1)}": b for L, b in bits.items()}
+        for name, value in (ours | others).items():
             lines.append(f"{name:>28} {value:6.3f}")
         lines.append(f"\nA sample (temperature 0.7, top_p 0.95):\n{results['sample']}\n")
         return "\n".join(lines)
