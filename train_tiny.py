@@ -295,7 +295,7 @@ class Training:
         self.model, self.task, self.steps, self.checkpoint = model, task, steps, checkpoint
         self.optimizers = make_optimizers(model, task.prelude_lr)
         self.generator = torch.Generator().manual_seed(seed)
-        self.done = self.loops = 0  # steps so far, and the sum of their loops
+        self.done = self.loops = self.seconds = 0  # steps so far, their loops, their time
         self.unsaved = ""  # why the newest checkpoint could not be written
         self.run = {"task": task.name, "config": asdict(model.config), "steps": steps, "seed": seed}
         self.run["data_crc"] = task.data_crc  # to resume with other data would mix two runs
@@ -345,20 +345,22 @@ class Training:
     def train(self, stop: Callable[[], bool]) -> bool:
         """Train to the end, or until `stop` says so (then False)."""
         self.model.train()
-        started, first, stopped = time.perf_counter(), self.done, False
+        before, first, stopped = self.seconds, self.done, False
         if self.done == 0:
             self.save()  # a full disk shows now, and no other run takes the name
         while self.done < self.steps and not stopped:
+            started = time.perf_counter()
             told, stopped = self.step(), stop()
+            self.seconds += time.perf_counter() - started
             ends = stopped or self.done == self.steps
             if self.done % SAVE_EVERY == 0 or ends:
                 self.save()
             if self.done % 25 == 0 or ends:
-                pace = (time.perf_counter() - started) / (self.done - first)  # seconds a step
+                pace = (self.seconds - before) / (self.done - first)  # seconds a step
                 speed, left = self.last[0].numel() / pace, pace * (self.steps - self.done)
                 line = f"step {self.done:4d}/{self.steps}  {told}  {speed:6,.0f} tokens/s"
                 say(f"{line}  {left:4.0f} s left")
-                started, first = time.perf_counter(), self.done  # deeper steps take longer
+                before, first = self.seconds, self.done  # deeper steps take longer
         return self.done == self.steps
 
     def expect_finite(self, numbers: dict[str, float]) -> None:
@@ -378,7 +380,7 @@ class Training:
         """Write the checkpoint. A full disk costs a warning, which is kept in `unsaved`."""
         norm = torch.nn.utils.get_total_norm(self.model.parameters())
         self.expect_finite({"parameter norm": norm.item()})
-        state = {"run": self.run, "step": self.done, "loops": self.loops}
+        state = {"run": self.run, "step": self.done, "loops": self.loops, "seconds": self.seconds}
         state |= {"frontier": self.task.frontier, "generator": self.generator.get_state()}
         state["model"] = self.model.state_dict()
         state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
@@ -400,7 +402,7 @@ class Training:
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             self.generator.set_state(saved["generator"])
-            self.done, self.loops = int(saved["step"]), int(saved["loops"])
+            self.done, self.loops, self.seconds = (saved[k] for k in ("step", "loops", "seconds"))
             self.task.frontier = int(saved["frontier"])
             expect(0 <= self.done <= self.steps, "step", self.done, f"0 … {self.steps}")
 
@@ -409,6 +411,7 @@ def train(model: RecurrentDepthTransformer, task, *, steps: int, seed: int, chec
           resume: bool = False, stop: Callable[[], bool] = lambda: False) -> bool:  # fmt: skip
     """Train in place, saving to `checkpoint` every 50 steps; False if `stop` ended it early.
 
+    Without `resume` an older file of that name is replaced, which the command line refuses to do.
     A resumed run draws the batches that the interrupted one would have drawn. Raises
     FloatingPointError once a number is no longer finite, and ValueError for a checkpoint that does
     not fit. A save that fails costs a warning; if it was the last, OSError, with the model trained.
@@ -469,7 +472,7 @@ def prepare(args, task) -> Training:
     name = f"{task.name}-{args.attention}-seed{args.seed}{shorter}"
     checkpoint = folder / f"{name}.pt"
     free = args.resume or not checkpoint.is_file()
-    expect(free, "--out", str(checkpoint), "no such file yet (--resume continues that run)")
+    expect(free, "--out", str(checkpoint), "no such file yet (--resume goes on with it)")
     torch.manual_seed(args.seed)
     model = RecurrentDepthTransformer(task.config(args.attention))
     task.prepare(model)
@@ -487,20 +490,20 @@ def prepare(args, task) -> Training:
 def run(args, training: Training) -> int:
     """Train, evaluate, save, print."""
     task, checkpoint, pressed = training.task, training.checkpoint, []
-    stem, started = checkpoint.with_suffix(""), time.perf_counter()
+    stem, started = checkpoint.with_suffix(""), time.perf_counter() - training.seconds
     with command.ctrl_c(lambda: pressed.append(True)):  # stop after the step
         finished = training.train(stop=lambda: bool(pressed))
     if not finished:
         saved = f"{checkpoint} is saved. The same command with --resume continues."
         say(f"Stopped; {training.unsaved or saved}")
         return 4 if training.unsaved else 130
-    trained = time.perf_counter() - started
     say("\nMeasuring, up to a minute …")
     results = task.evaluate(training.model.eval())
     verdicts = [g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]]
-    passed, seconds = all(verdicts), time.perf_counter() - started
-    results |= dict(passed=passed, seconds=seconds, train_seconds=trained, steps=args.steps)
-    results |= dict(attention=args.attention, seed=args.seed)
+    passed, seconds = all(verdicts) if verdicts else None, time.perf_counter() - started
+    results |= dict(passed=passed, seconds=seconds, train_seconds=training.seconds)
+    results |= dict(attention=args.attention, seed=args.seed, steps=args.steps)
+    results["checkpoint"] = str(checkpoint)
     results |= command.describe_machine(next(training.model.parameters()).device)
     failed = command.write_all(stem, results, task.draw)  # before printing, which could fail
     say(f"\n{task.describe(results)}\n")
@@ -508,10 +511,10 @@ def run(args, training: Training) -> int:
         say(f"{'ok' if ok else 'NO':>4}  {what}: {got:.3f} (wanted {sign} {bound:.3f})")
     for problem in failed:
         say(f"warning: {problem}")
-    say(f"{seconds:.0f} s, {trained:.0f} s of it training; results in {stem}.*")
+    say(f"{seconds:.0f} s, {training.seconds:.0f} s of it training; results in {stem}.*")
     verdict = "PASS" if passed else "FAIL"
     say(verdict if verdicts else "No verdict: PASS and FAIL are about the default data.")
-    return 4 if failed or training.unsaved else 0 if passed else 1
+    return 4 if failed or training.unsaved else 1 if passed is False else 0
 
 
 if __name__ == "__main__":

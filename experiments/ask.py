@@ -69,7 +69,7 @@ def table(model: RecurrentDepthTransformer, tokens: list[int], places: list[int]
     lines += [row(f"after {L} loop{'s' * (L > 1)}", answers(logits[L])) for L in logits]
     logits, used = logits_per_loop(model, torch.tensor([tokens]), [32], halt)
     lines.append(row(f"halting below {halt:g}", answers(logits[32])))
-    lines.append(row("loops that it took", used[0][places].tolist()))
+    lines.append(row("loops used", used[0][places].tolist()))
     return "\n".join([*lines, row("the truth", truth)])
 
 
@@ -82,8 +82,9 @@ def ask_chains(model: RecurrentDepthTransformer, text: str, loops: int, halt: fl
         for _ in range(n):
             node = asked[node]
         truth.append(node if asked[node] == node else "–")  # a ring has no end
-    places, head = [n + node for node in sorted(asked)], "where ends the chain of"
-    return table(model, tokens + [*range(n)], places, loops, halt, head, sorted(asked), truth)
+    places, head = [n + node for node in sorted(asked)], "the end of the chain of"
+    told = table(model, tokens + [*range(n)], places, loops, halt, head, sorted(asked), truth)
+    return told + "\n(a ring has no end)" * ("–" in truth)
 
 
 def ask_circuit(model: RecurrentDepthTransformer, text: str, loops: int, halt: float) -> str:
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("question", help='edges, "0-4 4-4", a circuit or a text')
     default = Path("runs/chains-mla-seed0.pt")
     parser.add_argument("--checkpoint", type=Path, default=default, help=f"default: {default}")
-    parser.add_argument("--loops", type=int, help="at most so many (chains, circuits: 8)")
+    parser.add_argument("--loops", type=int, help="answers after 1 … so many (8); text: loops")
     parser.add_argument(
         "--halt", type=float, help="threshold (chains: 0.2; circuits: 0.02; text: none)"
     )

@@ -115,7 +115,7 @@ def write_all(stem: Path, results: dict, draw: Callable[[dict, Path], None] | No
         writers[".png"] = lambda path: draw(results, path)
     for suffix, write in writers.items():
         try:
-            write_atomically(stem.with_suffix(suffix), write)
+            write_atomically(stem.with_name(stem.name + suffix), write)  # a stem may have dots
         except OSError as error:  # a full disk, no matplotlib: no reason to lose the other file
             failed.append(str(error))
     return failed
@@ -149,7 +149,7 @@ def make_parser(what: str, steps: int) -> argparse.ArgumentParser:
 
 def load_checkpoint(path: Path) -> dict:
     """A plain dict; nothing is unpickled. Raises ValueError if `path` is no checkpoint of ours."""
-    expect(path.is_file(), "checkpoint", str(path), "a file that a training has saved")
+    expect(path.is_file(), "checkpoint", str(path), "a file that a training has saved: train first")
     with refusing(f"{path} is no checkpoint of this program"):
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         expect(damaged is None, "checksum", damaged, "the bytes that were written")

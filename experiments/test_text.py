@@ -53,6 +53,21 @@ def test_command_line_text_learns_and_is_scored_in_bits(small, tmp_path, capsys)
     assert (tmp_path / "text-a-mla-seed0-steps1.pt").is_file()
 
 
+def test_a_name_with_a_dot_keeps_its_results_apart(small, tmp_path):
+    """`--data mine.txt --seed 1` that overwrites the JSON of seed 0, and of mine.md; PASS without
+    a verdict."""
+    for name in ("mine.txt", "mine.md"):
+        (tmp_path / name).write_bytes(b"abcd" * 400)
+    flags = ["--out", str(tmp_path), "--steps", "1", "--data"]
+    assert text.main([*flags, str(tmp_path / "mine.txt")]) == 0
+    assert text.main([*flags, str(tmp_path / "mine.txt"), "--seed", "1"]) == 0
+    assert text.main([*flags, str(tmp_path / "mine.md")]) == 0
+    found = sorted(tmp_path.glob("*.json"))
+    names = ("mine.md-mla-seed0", "mine.txt-mla-seed0", "mine.txt-mla-seed1")
+    assert [path.name for path in found] == [f"text-{name}-steps1.json" for name in names]
+    assert json.loads(found[0].read_text())["passed"] is None
+
+
 def test_a_sample_cannot_move_the_cursor():
     """Control bytes and undecodable ones that reach the terminal."""
     assert text.readable(b"a\x1b[2J\tb\n\x00\xff\xc3\xa4") == "a·[2J\tb\n··ä"

@@ -318,6 +318,7 @@ def test_command_line_chains(attention, small, tmp_path, capsys):
     assert saved["step"] == 2 and saved["run"]["config"]["attention_type"] == attention
     out = capsys.readouterr().out
     assert "rho(A) 0.4" in out and "s left" in out and out.endswith("FAIL\n")
+    assert f'1-1 2-2" --checkpoint {stem}.pt\n' in out, "a hint that asks another model"
 
 
 def test_training_uses_its_settings(small, monkeypatch, tmp_path):

@@ -609,7 +609,7 @@ def test_nothing_is_unpickled(zipped, checkpoint, tmp_path, capsys):
 
 
 def test_resuming_a_finished_run_only_reports(checkpoint, monkeypatch, tmp_path):
-    """Steps beyond the last one, and a checkpoint written again for nothing."""
+    """Steps beyond the last one; a checkpoint written again for nothing; the time it took, lost."""
     path = tmp_path / f"{NAME}.pt"
     path.write_bytes(checkpoint)
     monkeypatch.setattr(train_tiny.Chains, "batch", lambda *_: pytest.fail("trains"))
@@ -619,6 +619,8 @@ def test_resuming_a_finished_run_only_reports(checkpoint, monkeypatch, tmp_path)
         numbers.append(json.loads((tmp_path / f"{NAME}.json").read_text()))
     assert path.read_bytes() == checkpoint
     assert numbers[0]["accuracy"] == numbers[1]["accuracy"]
+    took = train_tiny.load_checkpoint(path)["seconds"]
+    assert numbers[0]["train_seconds"] == numbers[1]["train_seconds"] == took > 0
 
 
 # ---- kill −9 ----
