@@ -503,9 +503,9 @@ def run(args, training: Training) -> int:
     passed, seconds = all(verdicts) if verdicts else None, time.perf_counter() - started
     results |= dict(passed=passed, seconds=seconds, train_seconds=training.seconds)
     results |= dict(attention=args.attention, seed=args.seed, steps=args.steps)
-    results["checkpoint"] = str(checkpoint)
     results |= command.describe_machine(next(training.model.parameters()).device)
     failed = command.write_all(stem, results, task.draw)  # before printing, which could fail
+    results["checkpoint"] = str(checkpoint)  # to say which; no result
     say(f"\n{task.describe(results)}\n")
     for (what, got, sign, bound), ok in zip(results["checks"], verdicts, strict=True):
         say(f"{'ok' if ok else 'NO':>4}  {what}: {got:.3f} (wanted {sign} {bound:.3f})")
