@@ -5,7 +5,8 @@
     python -m experiments.text --data PATH      any file or folder
 
 Every step draws a loop count. The report gives bits per byte on held-out files after 1 to 16 loops,
-beside zlib and lzma, and a sample. PASS: better than lzma, and no worse at 16 loops than at 2.
+beside zlib and lzma, and a sample. PASS: better than lzma, and at most
+0.05 bits between 2 and 16 loops.
 """
 
 import lzma
@@ -62,7 +63,11 @@ class Text:
         """No curriculum."""
 
     def draw_loops(self, generator: torch.Generator) -> int:
-        """1, 2 or 3; in every tenth step 4 to 16, which teaches the state to settle."""
+        """1, 2 or 3; in every tenth step 4 to 16, which teaches the state to settle.
+
+        Each step takes two random numbers, whatever comes out: the comparison's arms with other
+        loop counts take as many, and see the same batches.
+        """
         share = torch.rand((), generator=generator).item() / self.deep_share
         few = int(torch.randint(1, self.few_loops + 1, (), generator=generator))
         more = int(share * (self.most_loops - self.few_loops))
