@@ -3,14 +3,14 @@
 
 import dataclasses
 import json
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import train_tiny
-from experiments import compare, report, variants
+from experiments import compare, report, text, variants
 from experiments.circuits import Circuits
 from experiments.measure import flops_per_token, num_params
 from experiments.test_trainer import edges_of, walk
@@ -48,8 +48,9 @@ def small(monkeypatch):
     monkeypatch.setattr(variants, "NORM_LOOPS", (1, 4, 16))
     monkeypatch.setattr(variants, "RING_HOPS", (2, 4))
     monkeypatch.setattr(variants, "MOST_LOOPS", 12)
-    gain = partial(compare.loop_gain, iterations=4)
-    monkeypatch.setattr(compare, "loop_gain", gain)
+    monkeypatch.setattr(text, "read_pieces", cache(text.read_pieces))
+    for name, less in (("loop_gain", dict(iterations=4)), ("shape_set", dict(size=4))):
+        monkeypatch.setattr(compare, name, partial(getattr(compare, name), **less))
 
 
 def build(name: str, kind: str = "chains") -> RecurrentDepthTransformer:
@@ -126,14 +127,15 @@ def test_interrupted_variant_goes_on_from_its_checkpoint(small, tmp_path, monkey
     """Starting again, or losing the curriculum's state, after a run was cut off."""
 
     def flags(name):
-        return ["loop", 0, tmp_path / name, tmp_path / f"{name}-runs", 52]
+        return ["loop", 0, tmp_path / name, tmp_path / f"{name}-runs", 12]
 
+    monkeypatch.setattr(train_tiny, "SAVE_EVERY", 10)
     compare.run("chains", *flags("whole"))
     real, calls = train_tiny.Chains.learned, []
 
     def interrupt(self, *args):
         calls.append(args)
-        if len(calls) == 51:  # a step after the checkpoint
+        if len(calls) == 11:  # a step after the checkpoint
             raise KeyboardInterrupt
         real(self, *args)
 
@@ -141,7 +143,7 @@ def test_interrupted_variant_goes_on_from_its_checkpoint(small, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         compare.run("chains", *flags("cut"))
     compare.run("chains", *flags("cut"))
-    assert len(calls) == 51 + 2
+    assert len(calls) == 11 + 2
     whole, cut = (
         json.loads((tmp_path / name / "chains" / "loop-seed0.json").read_text())
         for name in ("whole", "cut")

@@ -54,7 +54,7 @@ def gradients(model, *args, **kwargs) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-@each
+@slow_but_the_first
 def test_compiles_without_a_graph_break(options):
     """Python in the loop that torch.compile cannot follow; fp32 experts of unknown shape."""
     model, tokens = make(**options), ids(2, 6)
@@ -232,7 +232,7 @@ def test_functional_gradient(options):
     assert_close(torch.func.grad(loss)({k: p.detach() for k, p in parameters.items()}), want)
 
 
-@each
+@slow_but_the_first
 def test_export(options):
     """A forward that only Python can run."""
     model, tokens = make(**options).eval(), ids(2, 6)
