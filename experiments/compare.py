@@ -211,12 +211,13 @@ MEASURES = {
 def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loops: int) -> float:
     """Forward and backward FLOPs of a whole training, the backward being twice the forward.
 
-    Truncated backpropagation (text) costs less than this: loops before the last 4 have no backward.
+    Counted for the plain model with this config, since `Untied` runs one of its blocks in a loop.
+    Truncated backpropagation costs less than this.
     """
     tokens, _, _ = task.batch(torch.Generator().manual_seed(0))
-    context = tokens.shape[1] // 2
-    once = flops_per_token(model, 0, context)
-    loop = flops_per_token(model, 1, context) - once if model.recurrent else 0
+    context, plain = tokens.shape[1] // 2, RecurrentDepthTransformer(model.config)
+    once = flops_per_token(plain, 0, context)
+    loop = flops_per_token(plain, 1, context) - once if plain.recurrent else 0
     return 3.0 * tokens.numel() * (steps * once + total_loops * loop)
 
 

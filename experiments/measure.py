@@ -45,14 +45,14 @@ def diagnostics(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: in
     expect(n_loops > 0, "n_loops", n_loops, "at least 1 loop to look at")
     check_parts(model)
     cache = None if halt_threshold is None else model.new_cache(*tokens.shape, n_loops)
-    states, loads, looped = [], [], expert_layers(model.recurrent)
+    states, loads = [], []
 
     def count(moe: MixtureOfExperts, inputs: tuple[Tensor]) -> None:
         chosen, _ = moe.route(inputs[0].flatten(0, -2))
         loads.append(chosen.flatten().bincount(minlength=moe.router_bias.numel()))
 
     with evaluation_mode(model) as at_exit:
-        for moe in looped:
+        for moe in expert_layers(model.recurrent):
             at_exit.callback(moe.register_forward_pre_hook(count).remove)
         e, rope = model.run_prelude(tokens, cache)
         _, used = model.run_loop(e, rope, n_loops, None, halt_threshold, cache, states)
@@ -60,7 +60,7 @@ def diagnostics(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: in
     h = torch.stack([model.initial_state(e), *states])  # (L + 1, N, T, D)
     change, norm = relative_change(h[1:], h[:-1]), h[1:].float().norm(dim=-1)
     load = torch.cat([used.new_empty(0), *loads])  # without experts there are no loads
-    load = load.view(len(states), len(looped), model.config.num_experts)
+    load = load.view(len(states), len(loads) // len(states), model.config.num_experts)
     return dict(state_norm=norm, change=change, logits=logits, expert_load=load, loops_used=used)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments.circuits import Circuits
 from experiments.text import Text
-from mythos import RecurrentDepthTransformer
+from mythos import RecurrentDepthTransformer, make_block
 from train_tiny import Chains
 
 # ------------------------------------------------------------------------------------------------
@@ -71,28 +71,10 @@ class Flat(Ends):
         return 0
 
 
-class DeepFlat(Flat):
-    """Trained on all hop counts that the test asks for, so that nobody can say it was starved."""
-
-    train_hops = 10
-
-
 class LongFlat(Flat):
     """Three times the steps: 14 layers may only be slower to learn."""
 
     steps = 3 * Ends.steps
-
-
-class SlowFlat(Flat):
-    """A third of the learning rates, which were found for the loop: 14 layers may want less."""
-
-    lr_scale = 1 / 3
-
-
-class FastFlat(Flat):
-    """Or more."""
-
-    lr_scale = 2.0
 
 
 class OneLoop(Ends):
@@ -102,23 +84,10 @@ class OneLoop(Ends):
         return 1
 
 
-class FixedLoops(Ends):
-    """Always 12 loops, however many hops are asked for."""
-
-    def draw_loops(self, generator: torch.Generator) -> int:
-        return self.test_loops
-
-
 class NoNoise(Chains):
     """What `Training.disturb` is for."""
 
     state_noise = 0.0
-
-
-class ShortGradient(Ends):
-    """The gradient goes through the last 6 loops only: cheaper deep steps."""
-
-    grad_loops = 6
 
 
 class HopEmbedding(nn.Embedding):
@@ -158,14 +127,8 @@ class ToldHops(Chains):
         return super().measure(*args)
 
 
-class DeepToldHops(ToldHops):
-    """Told T, and trained on all hop counts that the test asks for."""
-
-    train_hops = 10
-
-
-class LongDeepToldHops(DeepToldHops):
-    """The strongest opponent: told T, trained on all hop counts of the test, thrice the steps."""
+class LongChains(Chains):
+    """Three times the steps: 12 blocks have to learn what one block learns once."""
 
     steps = 3 * Chains.steps
 
@@ -272,6 +235,58 @@ class LoopLoRA(RecurrentDepthTransformer):
         return self.state_update(h, e, r + change)
 
 
+class Untied(RecurrentDepthTransformer):
+    """A block of its own for each loop: a stack that is given e, and read, as the loop is.
+
+    It has max_loop_iters of them; beyond, the last one is run again.
+    """
+
+    def __init__(self, config=None, **overrides):
+        super().__init__(config, **overrides)
+        c = self.config
+        blocks = [make_block(self.widths, c.num_experts > 0) for _ in range(c.max_loop_iters)]
+        self.recurrent = nn.ModuleList(blocks)
+        self.init_weights()
+
+    def step(self, h, e, rope, t, cache=None, active=None):
+        slot = 0 if cache is None else cache.loop_slot(t)
+        block = self.recurrent[min(t, len(self.recurrent) - 1)]
+        r = self.run_blocks([block], self.loop_norm(h + e), rope, cache, slot, active)
+        return self.state_update(h, e, r)
+
+
+class WeightedOutput(RecurrentDepthTransformer):
+    """OpenMythos' output: not the last state, but a weighted sum of all (ACT, Graves 2016).
+
+    A head gives the loop with state h the weight p = sigmoid(head(h)), until less than 0.01 of 1 is
+    left. That loop, or the last one, gets all that is left.
+    """
+
+    def __init__(self, config=None, **overrides):
+        super().__init__(config, **overrides)
+        self.halt_head = nn.Linear(self.config.d_model, 1)
+
+    def run_loop(self, e, rope, n_loops, grad_loops=None, halt_threshold=None, cache=None,
+                 states=None):  # fmt: skip
+        """As in the model; but with a halt_threshold a token's loops are those with a weight, and
+        `states` collects what the coda would get if this loop were the last."""
+        found = []
+        _, loops_used = super().run_loop(e, rope, n_loops, grad_loops, None, cache, found)
+        out = total = torch.zeros_like(e)
+        left = torch.ones_like(e[..., :1])
+        halted_at = loops_used  # for those that never halt
+        for t, h in enumerate(found):
+            out = total + left * h  # all that is left, if this is the last loop
+            p = self.halt_head(h).sigmoid()
+            ends = (left - p < 0.01) & (left > 0)
+            weight = torch.where(ends, left, torch.minimum(p, left))
+            total, left = total + weight * h, left - weight
+            halted_at = torch.where(ends[..., 0], t + 1, halted_at)
+            if states is not None:
+                states.append(out)
+        return out, loops_used if halt_threshold is None else halted_at
+
+
 # ------------------------------------------------------------------------------------------------
 # The variants
 # ------------------------------------------------------------------------------------------------
@@ -305,25 +320,17 @@ VARIANTS = {
         "one-loop": Variant("the same model, always one loop", task=OneLoop),
         "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, Flat),
         "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, Flat),
-        "flat-flops-slow": Variant("14 layers, a third of the learning rate", SAME_FLOPS, SlowFlat),
-        "flat-flops-fast": Variant("14 layers, twice the learning rate", SAME_FLOPS, FastFlat),
         "flat-flops-long": Variant("14 layers, three times the steps", SAME_FLOPS, LongFlat),
-        "flat-flops-deep": Variant("14 layers, trained to 10 hops", SAME_FLOPS, DeepFlat),
         "flat-flops-told": Variant("14 layers, told how many hops", SAME_FLOPS, ToldHops),
-        "flat-flops-told-deep": Variant(
-            "14 layers, told, trained to 10 hops", SAME_FLOPS, DeepToldHops
+        "untied-long": Variant(
+            "12 blocks, one for each loop, three times the steps", task=LongChains, model=Untied
         ),
-        "flat-flops-told-deep-long": Variant(
-            "14 layers, told, to 10 hops, three times the steps", SAME_FLOPS, LongDeepToldHops
-        ),
-        "fixed-loops": Variant("always 12 loops in training", task=FixedLoops),
-        "short-gradient": Variant("gradient through the last 6 loops", task=ShortGradient),
+        "act": Variant("a weighted sum of all states", model=WeightedOutput),
         "no-injection": Variant("B = 0", model=NoInjection),
         "input-once": Variant("e in the first loop only", model=InputOnce),
         "free-a": Variant("A unconstrained", dict(spectral_radius_target=None)),
         "dense": Variant("dense feed-forward, no experts", dict(num_experts=0)),
         "gqa": Variant("GQA instead of MLA", dict(attention_type="gqa")),
-        "no-prelude": Variant("no prelude", dict(prelude_layers=0)),
         "loop-index": Variant("with a loop-index embedding", model=LoopIndexEmbedding),
         "loop-lora": Variant("with a LoRA per loop", model=LoopLoRA),
     },
