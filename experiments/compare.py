@@ -34,7 +34,6 @@ from experiments.measure import (
     spectral_radius,
 )
 from experiments.report import RESULTS
-from experiments.text import Text
 from mythos import RecurrentDepthTransformer, expect
 from train_tiny import Chains, load_checkpoint, logits_per_loop, mean, train
 
@@ -159,9 +158,9 @@ def dynamics(model: RecurrentDepthTransformer, tokens: Tensor) -> dict:
 
 
 @torch.no_grad()
-def measure_text(model: RecurrentDepthTransformer, task: Text) -> dict:
+def measure_text(model: RecurrentDepthTransformer, task: variants.ManyBytes) -> dict:
     """Bits per byte for each loop count; with a loop also whether halting follows surprise."""
-    n_loops = 0 if not model.recurrent else getattr(task, "n_loops", None)
+    n_loops = task.n_loops if model.recurrent else 0
     if n_loops in (0, 1):
         return {"bits_per_byte": task.measure(model, [n_loops])}
     most = max(variants.TEXT_LOOPS)

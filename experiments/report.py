@@ -201,7 +201,8 @@ GIVEN = (
     f"{Ends.steps} steps. To the others: edges and the answer after every hop, none more than 5 "
     f"hops away, and how many hops are asked for, in {Chains.steps} steps; to those with a loop "
     "also noise on the state, unless the name says no. To an arm `-long`: three times as many "
-    "steps. With one seed, all that are taught alike get the same batches while their curricula agree."
+    "steps. With one seed, all that are taught alike get the same batches while their curricula "
+    "agree."
 )
 LOOPS_ONLY = "Given to each arm as above."
 

@@ -157,6 +157,7 @@ class ManyBytes(Text):
     """Scored on more bytes than text.py takes the time for."""
 
     held_out, test_bytes = 10, 1_000_000
+    n_loops = None  # in each step; None: a random number
 
 
 class TwiceText(ManyBytes):
