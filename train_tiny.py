@@ -13,7 +13,7 @@ In training no answer is ever more than 5 hops away. The test asks for up to 10 
 32 loops: a model that has learned *one hop per loop*, and to stand still at the end of a chain,
 gets all of it right. How many loops a question needs is known exactly: a fair test of halting.
 
-The run leaves a checkpoint, a JSON with every number and a picture in --out. Another size, or other
+The run leaves a checkpoint, a picture and a JSON with every number in --out. To change its size or
 settings:
 
     from train_tiny import *
@@ -27,7 +27,7 @@ settings:
     train(model, task, steps=400, seed=0, checkpoint=Path("runs/mine.pt"))
     print(task.measure(model.eval(), [4, 8, 12])[0])  # accuracy by hops, after 4, 8 and 12 loops
 
-`train` works for any task with the attributes and methods of `Chains`: experiments/text.py is one.
+`train` takes any task with the attributes that it uses of `Chains`: see experiments/text.py.
 """
 
 import math
@@ -71,14 +71,14 @@ class Chains:
     difficulty, guess = "hops to the end of the chain", 1 / 6  # six chains: one of their ends
     test_loops, halt_threshold = 12, 0.2
     wanted = 0.99, 0.90  # of the answers: at what was trained, and at the hardest of the test
-    frontier = 1  # the largest loop count drawn so far: the curriculum's only state
+    frontier = 1  # the largest loop count allowed so far: the curriculum's only state
 
     def config(self, attention_type: str) -> MythosConfig:
         return replace(get_model_config("tiny"), attention_type=attention_type)
 
     @torch.no_grad()
     def prepare(self, model: RecurrentDepthTransformer) -> None:
-        """Start the prelude as the identity; it also learns 20 times slower (prelude_lr).
+        """Start the prelude as the identity; its matrices learn 20 times slower (prelude_lr).
 
         Otherwise the prelude's own attention learns the first hop before the loop does, and the
         loop, left with nothing to do at T = 1, is late to learn hopping or never does.
@@ -88,9 +88,9 @@ class Chains:
             block.ffn.down_proj.weight.zero_()
 
     def draw_loops(self, generator: torch.Generator) -> int:
-        """While climbing, half of the steps at the frontier; then half at 5 loops, half deeper.
+        """While climbing, most steps at the frontier; then half at 5 loops, half with more.
 
-        By then fewer loops are mastered. A smaller model forgets them: see tutorial.ipynb, 4.1.
+        By then 1 to 4 loops are mastered. (A smaller model forgets them: tutorial.ipynb, 4.1.)
         """
 
         def draw(low: int, high: int) -> int:
@@ -142,7 +142,8 @@ class Chains:
         return torch.cat([edges, queries], dim=1), queries, successors, order
 
     def test_set(self) -> tuple[Tensor, Tensor, Tensor]:
-        """tokens (S, 2n); for the queries (S, n) their chain's end and its distance (−1: decoy)."""
+        """tokens (S, 2n); (S, n) each: the long chain's end, and how far it is from each query
+        (−1: the query is on another chain)."""
         generator, size = torch.Generator().manual_seed(12345), self.test_size
         lengths = torch.tensor([(self.longest, *self.decoys)]).expand(size, -1)
         tokens, queries, _, order = self.sequences(lengths, generator)
@@ -218,8 +219,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan 2024), for matrices and stacks of them.
 
     Each matrix G of the update, U·S·Vᵀ, is replaced by about U·Vᵀ: all directions learn at one
-    pace. torch.optim.Muon, which a test compares with this, does it in bf16: most of a training
-    step's time on a CPU that has to emulate bf16. And it refuses stacks.
+    pace. torch.optim.Muon, which a test compares with this, uses bf16; on a CPU that emulates it,
+    that would take most of a training step. It also refuses stacks.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.1):
@@ -244,7 +245,7 @@ class Muon(torch.optim.Optimizer):
     def orthogonal(G: Tensor) -> Tensor:
         """About U·Vᵀ for G = U·S·Vᵀ, (..., m, n): five Newton–Schulz steps, X ← a·X + b·X³ + c·X⁵.
 
-        In terms of singular values s ← a·s + b·s³ + c·s⁵ drives every s in (0, 1] to about 1.
+        Each singular value s becomes a·s + b·s³ + c·s⁵, which drives all but tiny s to about 1.
         """
         X = G / G.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
         if G.shape[-2] > G.shape[-1]:
@@ -317,7 +318,7 @@ class Training:
             _, loss = model(tokens, targets, n_loops=n_loops, grad_loops=task.grad_loops)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        loss, norm = torch.stack([loss.detach(), norm]).tolist()  # the one wait for the device
+        loss, norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for both numbers
         self.done, self.loops, self.last = self.done + 1, self.loops + n_loops, (tokens, n_loops)
         self.expect_finite({"loss": loss, "gradient norm": norm})
         for optimizer in self.optimizers:
@@ -336,8 +337,8 @@ class Training:
         """Add noise to each new state, (N, T, D), which the next loop has to put right (noise in
         recurrent networks: Jim, Giles and Horne 1996).
 
-        Without noise, training is content once an answer is right, by however little. A query that
-        stands still then leans a little towards a wrong node in each loop, and after many it falls.
+        Without noise, training stops improving answers that are barely right. A query that stands
+        still may then drift towards a wrong node, loop by loop, until its answer flips.
         """
         noise = torch.randn(h.shape, generator=self.noise, device=h.device, dtype=h.dtype)
         return h + self.task.state_noise * noise * h.detach().square().mean(-1, True).sqrt()
@@ -444,11 +445,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def launch(parser, arguments: list[str] | None, make_task: Callable) -> int:
-    """Train, evaluate, save, print. Returns 0 for PASS, 1 for FAIL, 2 for bad arguments, 3 if a
-    number was no longer finite, 4 if a file could not be written (the rest was), 130 after Ctrl-C.
+    """Train, evaluate, save, print. Returns 1 for FAIL, 2 for bad flags, 3 if a number was not
+    finite, 4 if a file could not be written (the rest was), 130 after Ctrl-C, otherwise 0.
     """
     args = parser.parse_args(arguments)
-    try:  # whatever is wrong until the training is set up is a matter of flags
+    try:  # until the training is set up, a ValueError means a bad flag
         expect(args.out != "", "--out", "", "a path")  # Path(""): here
         expect(args.steps > 0, "--steps", args.steps, "a number above 0")
         expect(0 <= args.seed < 2**64, "--seed", args.seed, "a number from 0 to 2^64 − 1")
@@ -461,7 +462,7 @@ def launch(parser, arguments: list[str] | None, make_task: Callable) -> int:
         print(error, file=sys.stderr)
         return 3
     except KeyboardInterrupt:  # while measuring: the trained model is saved
-        say(f"Stopped. The same command with --resume measures {training.checkpoint} again.")
+        say(f"Stopped. The same command with --resume measures {training.checkpoint}.")
         return 130
 
 

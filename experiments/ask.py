@@ -39,7 +39,7 @@ def read_edges(text: str, n: int) -> dict[int, int]:
 
 
 def read_circuit(text: str, n: int) -> dict[str, tuple]:
-    """ "a=1 b=a!&a" -> {"a": (1,), "b": ("!&", "a", "a")}: an input's value, or a gate."""
+    """ "a=1 b=0 c=a^b" -> {"a": (1,), "b": (0,), "c": ("^", "a", "b")}: a value or a gate."""
     form = r"([^\W\d])=(?:([01])|([^\W\d])(\^|!&)([^\W\d]))"
     parts = [re.fullmatch(form, part) for part in re.findall(r"\S+", text)]
     expect(0 < len(parts) <= n, "circuit", text, f"1 to {n} variables")

@@ -10,9 +10,10 @@ input, 0 or 1, or the XOR (^) or NAND (!&) of two earlier ones. Then every varia
 
 A gate takes two tokens, one for each operand; an input takes the same token twice.
 
-Depth: 0 for an input, 1 more than the deeper operand for a gate. Nobody tells the model how deep
-anything is, nor any value on the way but those of the operands. In training no circuit is more than
-5 deep; the test asks for up to 10. A model that computes *one layer of gates per loop*, and then
+Depth: 0 for an input, 1 more than the deeper operand for a gate. (That is depth as written: a NAND
+that reads a 0 is 1, whatever its other operand is.) The model is never told a depth, nor any value
+on the way except the operands'. In training no circuit is more than 5 deep; the test asks for up to
+10. A model that computes *one layer of gates per loop*, and then
 stands still, gets all of it right.
 """
 

@@ -28,7 +28,7 @@ def one_line(error: Exception) -> str:
 
 
 def say(text: str) -> None:
-    """Print. A log on a full disk or a reader that has left must not end a training."""
+    """Print. A log on a full disk or a reader that has left must not end a run."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -56,7 +56,7 @@ def run_as_program(main: Callable[[], int | None]) -> None:
 
 @contextmanager
 def ctrl_c(pressed: Callable[[], None]):
-    """Inside, Ctrl-C calls `pressed` and nothing else. Other threads never see it: no change."""
+    """Inside, Ctrl-C only calls `pressed`. Off the main thread, this changes nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -69,7 +69,7 @@ def ctrl_c(pressed: Callable[[], None]):
 
 @contextmanager
 def refusing(what: str):
-    """Whatever fails inside becomes a ValueError of one line that names the flag: exit code 2."""
+    """Any failure inside becomes a ValueError of one line that starts with `what`."""
     try:
         yield
     except Exception as error:
@@ -148,8 +148,8 @@ def make_parser(what: str, steps: int) -> argparse.ArgumentParser:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """A plain dict; nothing is unpickled. Raises ValueError if `path` is no checkpoint of ours."""
-    expect(path.is_file(), "checkpoint", str(path), "a file that a training has saved: train first")
+    """A plain dict; no pickled code runs. Raises ValueError if `path` is no checkpoint of ours."""
+    expect(path.is_file(), "checkpoint", str(path), "a file saved by training: train first")
     with refusing(f"{path} is no checkpoint of this program"):
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         expect(damaged is None, "checksum", damaged, "the bytes that were written")

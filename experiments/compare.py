@@ -7,9 +7,9 @@
     python -m experiments.compare --task stability   chains again, at other learning rates
     python -m experiments.compare --report           no training: RESULTS.md and pictures
 
-variants.py says what is trained, report.py writes RESULTS.md. Each trained variant leaves one JSON
-in experiments/results, and one that has its JSON is not trained again; an interrupted one goes on
-from its checkpoint.
+variants.py says what is trained, report.py writes RESULTS.md. A run with a JSON in
+experiments/results is not repeated; an interrupted one resumes. Every call rewrites RESULTS.md, the
+pictures, and README's table and points.
 """
 
 import argparse
@@ -239,7 +239,7 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
     task.prepare(model)
     started = time.perf_counter()
     numbers = {"task": kind, "variant": name, "seed": seed, "steps": steps}
-    numbers |= {"parameters": num_params(model)}
+    numbers |= {"parameters": num_params(model), "data_crc": task.data_crc}
     try:
         how = dict(steps=steps, seed=seed, checkpoint=checkpoint)
         train(model, task, **how, resume=checkpoint.exists())

@@ -64,6 +64,12 @@ def has_loop(runs: list[dict]) -> bool:
     return "rho" in runs[0] and runs[0].get("variant") != "one-loop"
 
 
+def loops_freely(name: str, runs: list[dict]) -> bool:
+    """Whether it has the model's own loop: any number of loops, the last state, no head to halt."""
+    own = VARIANTS["chains"][name].model in (variants.Untied, variants.WeightedOutput)
+    return has_loop(runs) and not own
+
+
 def was_asked(name: str, runs: list[dict], hops: int) -> bool:
     """The test asks a model that is told T for no more hops than its curriculum came to."""
     told = issubclass(VARIANTS["chains"][name].task, ToldHops)
@@ -89,7 +95,7 @@ def table(found: Runs, columns: dict[str, Column]) -> str:
 
 
 # Student's t: with n values, the 95% interval of their mean is ± T95[n] · deviation / √n.
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26, 20: 2.09}
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
 def spread(values: list[float], form: str = ".1f") -> str:
@@ -121,7 +127,8 @@ def at_hops(hops: int, loops: int = Chains.test_loops) -> Column:
     """Accuracy in %; a dash where a model was never asked."""
 
     def column(name: str, runs: list[dict]) -> str:
-        asked = was_asked(name, runs, hops) and (has_loop(runs) or loops == Chains.test_loops)
+        asked = was_asked(name, runs, hops)
+        asked = asked and (loops_freely(name, runs) or loops == Chains.test_loops)
         return spread([100 * accuracy_at(n, loops)[hops] for n in runs if asked])
 
     return column
@@ -143,12 +150,12 @@ HALTING_CONTROLS = {
 # The loop and its strongest opponents, in README's summary and in the picture, with its lines.
 PICTURED = {
     "loop": "C2^-",
-    "untied-long": "C4D-",
-    "flat-flops-told": "C3v-",
+    "no-noise": "C2^:",
     "act": "C8P-",
+    "flat-flops-told-long": "C3v-",
+    "untied-deep-long": "C4D-",
     "ends": "C0o-",
     "one-loop": "C7x:",
-    "flat-flops": "C1s:",
     "flat-flops-long": "C1s-",
 }
 
@@ -198,17 +205,18 @@ class Section(NamedTuple):
 
 GIVEN = (
     "Given to each arm that is taught ends: edges and the ends of chains at most 5 hops away, in "
-    f"{Ends.steps} steps. To the others: edges and the answer after every hop, none more than 5 "
-    f"hops away, and how many hops are asked for, in {Chains.steps} steps; to those with a loop "
-    "also noise on the state, unless the name says no. To an arm `-long`: three times as many "
-    "steps. With one seed, all that are taught alike get the same batches while their curricula "
-    "agree."
+    f"{Ends.steps} steps; its curriculum asks for a hop more once 90% of the farthest queries are "
+    "answered. To the others: edges and the answer after every hop, none more than 5 hops away (an "
+    f"arm `-deep`: 10), and how many hops are asked for, in {Chains.steps} steps; to those with a "
+    "loop also noise on the state, unless the name says no. To an arm `-long`: more steps, as many "
+    "as its row says. With one seed, all that are taught alike get the same batches until their "
+    "curricula part."
 )
 LOOPS_ONLY = "Given to each arm as above."
 
 
 def chains_sections(found: Runs) -> list[Section]:
-    loops = {name: runs for name, runs in found.items() if has_loop(runs)}
+    loops = {name: runs for name, runs in found.items() if loops_freely(name, runs)}
     most = variants.MOST_LOOPS
 
     def halting(key: str) -> Column:
@@ -221,12 +229,17 @@ def chains_sections(found: Runs) -> list[Section]:
         "what differs": lambda name, runs: VARIANTS["chains"][name].what,
         "supervision": lambda name, runs: supervision(name),
         "seeds": lambda name, runs: f"{len(runs)}",
+        "curriculum's end": over(lambda n: n["frontier"]),
     }
     quality = {WORST: over(lambda n: 100 * min(accuracy_at(n, Chains.test_loops)[: NEAR + 1]))}
     quality |= {f"{k} hops": at_hops(k) for k in (NEAR + 1, 8, LAST)}
     quality |= {f"{LAST} hops, {variants.MOST_LOOPS} loops": at_hops(LAST, variants.MOST_LOOPS)}
     quality |= {"reach": over(reach)}
-    worst = lambda name, runs: f"{min(100 * at_last(n) for n in runs):.1f}"  # noqa: E731
+
+    def worst(name: str, runs: list[dict]) -> str:
+        asked = was_asked(name, runs, LAST)
+        return f"{min(100 * at_last(n) for n in runs):.1f}" if asked else "–"
+
     quality |= {f"{LAST} hops, worst seed": worst}
     stopping = {
         "accuracy, 0–10 hops": over(lambda n: 100 * mean(n["halting"]["accuracy"])),
@@ -253,11 +266,15 @@ def chains_sections(found: Runs) -> list[Section]:
             "With a loop and without",
             GIVEN,
             readme_summary(found),
-            "The lead: that of the loop which is taught alike; differences within each seed, in "
-            "points.",
-            "Left: accuracy by hops, with and without a loop. Right: what each change costs.",
+            "The lead is that of the loop with the same supervision, in points, paired by seed.",
+            "Left: accuracy by hops, with and without a loop. Right: the loop, with changes.",
         ),
-        Section("All variants: what they cost", GIVEN, table(found, what | PARAMETERS)),
+        Section(
+            "All variants: what they are",
+            GIVEN,
+            table(found, what | PARAMETERS),
+            "The curriculum's end: the most hops (taught every hop: loops) that it came to.",
+        ),
         Section(
             "All variants: how far they get",
             GIVEN,
@@ -291,7 +308,7 @@ def chains_sections(found: Runs) -> list[Section]:
             "The queries walk on. Resting edges keep them on the right way for longer.",
         ),
         Section(
-            "Shapes that training does not know",
+            "Other shapes",
             "Given to the loop of train_tiny.py: chains of random lengths, the answer after every "
             "hop.",
             shapes_table(found.get("loop", [])),
@@ -329,10 +346,14 @@ def circuits_sections(found: Runs) -> list[Section]:
     def halting(cell: Callable[[dict], float]) -> Column:
         return lambda name, runs: spread([cell(n["halting"]) for n in runs if has_loop(runs)])
 
+    _, values, depth = Circuits().test_set()
+    ones = [values[depth == k].float().mean().item() for k in (NEAR, 8, LAST)]
+    shares = ", ".join(f"{100 * max(x, 1 - x):.0f}" for x in ones)
     given = (
         "Given to each arm: the values of variables at most 5 gates deep, and those of their "
-        f"operands; the same batches for one seed; {Circuits.steps} steps. Nobody is told a depth. "
-        f"Always naming the likelier value is right in {Circuits.guess:.0%} of all cases."
+        f"operands; {Circuits.steps} steps. Nobody is told a depth. "
+        f"Always naming the likelier value is right in {shares}% at depth "
+        f"{NEAR}, 8, {LAST}."
     )
     what: dict[str, Column] = {
         "what differs": lambda name, runs: VARIANTS["circuits"][name].what,
@@ -353,9 +374,9 @@ def circuits_sections(found: Runs) -> list[Section]:
             "Circuits: depth that is no walk along one path",
             given,
             table(found, what | PARAMETERS | quality),
-            "Far from the inputs, models without a loop are right about as often as whoever always "
-            "names the likelier value.",
-            "Accuracy by depth: the loop after so many loops, and two models without one.",
+            "Far from the inputs, models without a loop do no better than always naming the "
+            "likelier value.",
+            "Accuracy by depth: the loop at several loop counts, and models without.",
         ),
         Section(
             f"Circuits: halting below {Circuits.halt_threshold}",
@@ -413,23 +434,45 @@ def saved_by_two_loops(found: Runs) -> Column:
     return lead_of("twice", found, others, lambda n: -bits_at(n), 1, "+.3f")
 
 
-def readme_language(found: Runs) -> str:
-    """README's point on language."""
+def readme_points(chains: Runs, circuits: Runs, text: Runs) -> str:
+    """README's points on circuits, halting and language, with their numbers."""
+
+    def percent(runs: list[dict], measure: Callable[[dict], float]) -> str:
+        return f"{spread([100 * measure(n) for n in runs])}%"
+
+    def halted(runs: list[dict]) -> str:
+        return percent(runs, lambda n: mean(n["halting"]["accuracy"]))
+
+    def fixed(runs: list[dict]) -> str:
+        return percent(runs, lambda n: max(map(mean, n["accuracy"].values())))
+
+    deep = {name: percent(runs, at_last) for name, runs in circuits.items()}
+    names = {"one-loop": "the same model run once", "flat-params": "3 plain layers"}
+    names |= {"flat-flops": "14 plain layers, which cost as many FLOPs,"}
+    others = "; ".join(f"{what} {deep[name]}" for name, what in names.items() if name in deep)
     names = "one-loop", "flat-params", "flat-flops"
-    once, plain, deeper = (saved_by_two_loops(found)(name, found[name]) for name in names)
-    text = (
-        "* **Language.** Bytes of Python's library, the same batches, five seeds. What two loops "
-        f"save, in bits per byte (a minus is a loss): {once} over the same model run once; {plain} "
-        f"over 4 plain layers with as many parameters; {deeper} over 6 plain layers, which cost as "
-        "many FLOPs."
+    once, plain, deeper = (saved_by_two_loops(text)(name, text[name]) for name in names)
+    points = (
+        "* **Not only walks.** `python -m experiments.circuits`: Boolean circuits, at most 5 gates "
+        f"deep in training, 10 deep in the test; their depth is never told. The loop gets "
+        f"{deep['loop']} right after 12 loops; {others}. Guessing gets 56%.",
+        "* **A stopping rule without a head.** On chains halting is right in "
+        f"{halted(chains['loop'])} of the answers, the best fixed number of loops in "
+        f"{fixed(chains['loop'])}; on circuits {halted(circuits['loop'])} and "
+        f"{fixed(circuits['loop'])}, with a threshold ten times smaller: a gate that waits for its "
+        "operands also stands still.",
+        "* **Language.** Bytes of Python's library. Two loops save, in bits per byte (a minus is a "
+        f"loss): {once} over the same model run once; {plain} over 4 plain layers, as many "
+        f"parameters; {deeper} over 6 plain layers, as many FLOPs.",
     )
-    return textwrap.fill(text, 120, subsequent_indent="  ")
+    return "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in points)
 
 
 def text_sections(found: Runs) -> list[Section]:
     given = (
-        f"Given to each arm: the next byte, {Text.steps:,} steps (an arm `-long`: half as many "
-        "again), the same batches for one seed, dense layers, the same learning rates"
+        f"Given to each arm: the next byte, {Text.steps:,} steps (an arm `-long`: 1.5 times as "
+        "many), the same batches for one seed, dense layers, the same learning rates, found on "
+        "seed 5"
     )
     what: dict[str, Column] = {
         "what differs": lambda name, runs: VARIANTS["text"][name].what,
@@ -461,8 +504,8 @@ def text_sections(found: Runs) -> list[Section]:
             "Text: bits per byte",
             f"{given}, and as many loops as `what differs` says.",
             table(found, depths | {"bits that two loops save": saved_by_two_loops(found)}),
-            "Lower is better. Saved: the bits that `twice` needs less (a minus: more) than this "
-            "variant; differences within each seed. A random number of loops is taken at two.",
+            "Lower is better. Saved: how many bits fewer `twice` needs than this variant (a minus: "
+            "more), paired by seed. A random number of loops is scored at two.",
             "Bits per byte by loops, and by models without a loop.",
         ),
         Section(
@@ -539,7 +582,7 @@ def by_seed(values: list[list[float]]) -> tuple[list[float], list[float], list[f
 
 
 def draw_chains(found: Runs, path: Path) -> None:
-    """Left: accuracy by hops, with and without a loop. Right: what each change costs."""
+    """Left: accuracy by hops, with and without a loop. Right: the loop, with changes."""
     from matplotlib import figure
 
     picture = figure.Figure(figsize=(11, 5.2), layout="constrained")
@@ -556,13 +599,13 @@ def draw_chains(found: Runs, path: Path) -> None:
     left.axhline(guess, color="grey", linewidth=1)
     left.text(0, guess - 1, "guessing", va="top", color="grey")
     left.axvline(NEAR + 0.5, color="black", linewidth=0.8, linestyle="--")
-    left.text(NEAR + 0.6, 4, "no answer in training →", fontsize="small")
+    left.text(NEAR + 0.6, 4, "beyond training →", fontsize="small")
     left.set(xlabel="hops to the end of the chain", ylabel="accuracy (%)", ylim=(0, 102))
     left.set_title("Looping against stacking")
     handles = left.get_legend_handles_labels()
     picture.legend(*handles, fontsize="small", loc="outside lower center", ncols=2, title="left:")
 
-    names = [name for name in found if has_loop(found[name])][::-1]
+    names = [name for name in found if loops_freely(name, found[name])][::-1]
     for row, name in enumerate(names):
         for loops, mark in ((Chains.test_loops, "C0o"), (variants.MOST_LOOPS, "C3x")):
             points = [100 * accuracy_at(n, loops)[LAST] for n in found[name]]
@@ -570,7 +613,7 @@ def draw_chains(found: Runs, path: Path) -> None:
             right.plot(points, [row] * len(points), mark, label=label, alpha=0.8)
     right.set_yticks(range(len(names)), [VARIANTS["chains"][name].what for name in names])
     right.set(xlabel=f"accuracy at {LAST} hops (%), one mark per seed", xlim=(-2, 102))
-    right.set_title("What each change costs")
+    right.set_title("The loop, with changes")
     if names:
         right.legend(loc="lower left")
     right.grid(axis="x", alpha=0.3)
@@ -655,7 +698,8 @@ def results_text(results: Path) -> str:
 def with_summary(readme: str, results: Path) -> str:
     """README's text with what is written between its marks. Raises ValueError if they are gone."""
     written = {"summary": readme_summary(load_results("chains", results))}
-    written |= {"language": readme_language(load_results("text", results))}
+    found = [load_results(kind, results) for kind in ("chains", "circuits", "text")]
+    written |= {"points": readme_points(*found)}
     for mark, text in written.items():
         before, rest = readme.split(f"<!-- {mark} -->", 1)
         _, after = rest.split(f"<!-- /{mark} -->", 1)

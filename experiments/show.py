@@ -4,15 +4,15 @@
 python -m experiments.show runs/chains-mla-seed0.pt      writes experiments/chains.gif
 """
 
-import sys
+import argparse
 from pathlib import Path
 from statistics import fmean as mean
 
 import torch
 
-from experiments.command import refusing, run_as_program, say, write_atomically
+from experiments.command import run_as_program, say, write_atomically
 
-NEVER = "in no training answer →"
+NEVER = "beyond training →"
 
 
 def tables_of_chains(task, results: dict) -> str:
@@ -25,7 +25,7 @@ def tables_of_chains(task, results: dict) -> str:
     ]
     for L in (1, 2, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 32):
         lines.append(f"{L:5d} " + "".join(f"{100 * a:5.0f}" for a in accuracy[L]))
-    lines.append("\nHalting when the state changes by less than: loops used, and the mean")
+    lines.append("\nHalting threshold (rows): loops used, then mean loops and accuracy")
     lines.append(f"      {hops}   loops accuracy")
     for threshold, h in results["halting"].items():
         row = f"{threshold:5.2f} " + "".join(f"{used:5.1f}" for used in h["loops"])
@@ -75,8 +75,8 @@ def draw_chains(task, results: dict, path: Path) -> None:
 
 
 def draw_moving(task, model, path: Path, last: int = 14) -> None:
-    """A GIF, one frame a loop. Left: the staircase fills. Right: the queries of one test sequence,
-    each where its answer is by now: on its way, at the end of the chain, or elsewhere."""
+    """A GIF, one frame a loop. Left: the staircase fills. Right: the queries on one test chain,
+    each at its current answer: on the way, at the end of the chain, or elsewhere."""
     from matplotlib import figure
     from matplotlib.animation import PillowWriter
 
@@ -116,10 +116,14 @@ def draw_moving(task, model, path: Path, last: int = 14) -> None:
 def main(arguments: list[str] | None = None) -> int:
     from train_tiny import Chains, load_model
 
-    path = Path(__file__).with_name("chains.gif")
-    with refusing("usage: python -m experiments.show CHECKPOINT"):
-        (checkpoint,) = sys.argv[1:] if arguments is None else arguments
-        model, task = load_model(checkpoint), Chains()
+    parser = argparse.ArgumentParser(description="Draw the moving picture of README.")
+    parser.add_argument("checkpoint", help="of python train_tiny.py")
+    checkpoint = parser.parse_args(arguments).checkpoint
+    path, task = Path(__file__).with_name("chains.gif"), Chains()
+    try:
+        model = load_model(checkpoint)
+    except ValueError as error:
+        parser.error(str(error))
     write_atomically(path, lambda path: draw_moving(task, model, path))
     say(f"{path.name}: {path.stat().st_size:,} bytes")
     return 0

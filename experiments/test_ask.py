@@ -5,10 +5,12 @@ import pytest
 import torch
 
 import train_tiny
-from experiments import ask, circuits, show, text
+from experiments import ask, show, text
 from experiments.circuits import Circuits
 from experiments.test_circuits import compute
+from experiments.test_circuits import small as small_circuits  # noqa: F401
 from experiments.test_trainer import AnySteps, oracle, small, tiny_model  # noqa: F401
+from mythos import RecurrentDepthTransformer
 from train_tiny import Chains
 
 torch.set_num_threads(1)
@@ -98,14 +100,14 @@ def test_a_trained_model_answers(small, tmp_path, capsys):  # noqa: F811
     assert "edges: got 'def '" in capsys.readouterr().err
 
 
-def test_a_trained_model_computes_a_circuit(monkeypatch, tmp_path, capsys):
+@pytest.mark.usefixtures("small_circuits")
+def test_a_trained_model_computes_a_circuit(tmp_path, capsys):
     """A circuit's checkpoint taken for one of text."""
-    for name, value in dict(steps=AnySteps(1), test_size=60, batch_size=2).items():
-        monkeypatch.setattr(Circuits, name, value)
-    circuits.main(["--steps", "1", "--out", str(tmp_path)])
+    task, path = Circuits(), tmp_path / "any.pt"
+    model = RecurrentDepthTransformer(task.config("mla"))
+    train_tiny.train(model, task, steps=1, seed=0, checkpoint=path)
     capsys.readouterr()
-    path = str(tmp_path / "circuits-mla-seed0.pt")
-    assert ask.main(["a=1 b=0 c=a^b", "--checkpoint", path]) == 0
+    assert ask.main(["a=1 b=0 c=a^b", "--checkpoint", str(path)]) == 0
     said = capsys.readouterr().out
     assert "halting below 0.02" in said and said.split()[-3:] == ["1", "0", "1"]
 
@@ -126,6 +128,15 @@ def test_text_is_continued(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         ask.main(["abc", *how, "--halt", "-1"])
     assert "halt_threshold: got -1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere.pt"]])
+def test_the_moving_picture_needs_a_checkpoint(arguments, capsys):
+    """A traceback instead of a line that says what is missing."""
+    with pytest.raises(SystemExit) as end:
+        show.main(arguments)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "checkpoint" in said.splitlines()[-1]
 
 
 def test_the_moving_picture_has_a_frame_for_each_loop(tmp_path, monkeypatch):

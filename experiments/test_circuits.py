@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tests of circuits.py. Docstrings name the mistakes."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,6 +11,15 @@ from experiments import circuits
 from experiments.circuits import Circuits
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Circuits shrunk to what a test can train."""
+    full, tiny = Circuits.config, dict(d_model=32, n_heads=2, num_experts=4)
+    config = lambda self, kind: dataclasses.replace(full(self, kind), **tiny)  # noqa: E731
+    for name, value in dict(config=config, steps=1, test_size=60, batch_size=2).items():
+        monkeypatch.setattr(Circuits, name, value)
 
 
 def compute(row: list[int], n: int) -> tuple[dict[int, int], dict[int, int]]:
@@ -80,11 +90,8 @@ def test_curriculum_waits_for_what_is_mastered():
         assert task.frontier == expected
 
 
-def test_command_trains_measures_and_judges(tmp_path, monkeypatch, capsys):
+def test_command_trains_measures_and_judges(small, tmp_path, capsys):
     """A command that does not run, or that passes an untrained model."""
-    monkeypatch.setattr(Circuits, "steps", 1)
-    monkeypatch.setattr(Circuits, "test_size", 60)
-    monkeypatch.setattr(Circuits, "batch_size", 2)
     assert circuits.main(["--steps", "1", "--out", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "depth of the variable" in out and "Guessing would score 60%" in out
