@@ -150,7 +150,6 @@ HALTING_CONTROLS = {
 # The loop and its strongest opponents, in README's summary and in the picture, with its lines.
 PICTURED = {
     "loop": "C2^-",
-    "no-noise": "C2^:",
     "act": "C8P-",
     "flat-flops-told-long": "C3v-",
     "untied-deep-long": "C4D-",
@@ -168,7 +167,7 @@ def readme_summary(found: Runs) -> str:
         return spread([100 * n["halting"]["accuracy"][LAST] for n in asked])
 
     columns: dict[str, Column] = {"supervision": lambda name, runs: supervision(name)}
-    columns |= PARAMETERS | {f"{k} hops": at_hops(k) for k in (NEAR, NEAR + 1, LAST)}
+    columns |= PARAMETERS | {f"{k} hops": at_hops(k) for k in (NEAR, LAST)}
     columns |= {f"{LAST} hops, halting": halted}
     leads: dict[str, Column] = {}  # by supervision
     for first in ("loop", "ends"):
@@ -599,7 +598,7 @@ def draw_chains(found: Runs, path: Path) -> None:
     left.axhline(guess, color="grey", linewidth=1)
     left.text(0, guess - 1, "guessing", va="top", color="grey")
     left.axvline(NEAR + 0.5, color="black", linewidth=0.8, linestyle="--")
-    left.text(NEAR + 0.6, 4, "beyond training →", fontsize="small")
+    left.text(NEAR + 0.9, 5, "beyond training →", fontsize="small")
     left.set(xlabel="hops to the end of the chain", ylabel="accuracy (%)", ylim=(0, 102))
     left.set_title("Looping against stacking")
     handles = left.get_legend_handles_labels()
@@ -615,7 +614,7 @@ def draw_chains(found: Runs, path: Path) -> None:
     right.set(xlabel=f"accuracy at {LAST} hops (%), one mark per seed", xlim=(-2, 102))
     right.set_title("The loop, with changes")
     if names:
-        right.legend(loc="lower left")
+        right.legend(loc="center left")
     right.grid(axis="x", alpha=0.3)
     picture.savefig(path, dpi=120, format="png")
 

@@ -665,4 +665,4 @@ def test_readmes_table_compares_what_was_taught_alike():
     assert "| ends |" in loop and loop.endswith("| 90.0 | 80.0 | – |")
     assert "| ends |" in flat and flat.endswith("| 50.0 | – | +40.0 |")
     found["flat-flops-told-long"][0]["frontier"] = 5
-    assert report.readme_summary(found).splitlines()[3].endswith("| 50.0 | – | – | – | – |")
+    assert report.readme_summary(found).splitlines()[3].endswith("| 50.0 | – | – | – |")
