@@ -334,6 +334,13 @@ def shapes_table(runs: list[dict]) -> str:
     return markdown(["shape", *(f"{T} loops" for T in loops)], rows)
 
 
+def likelier_value(depth: int) -> float:
+    """The share of the likelier value among the test's variables of this depth."""
+    _, values, depths = Circuits().test_set()
+    ones = values[depths == depth].float().mean().item()
+    return max(ones, 1 - ones)
+
+
 def circuits_sections(found: Runs) -> list[Section]:
     def accuracy(depth: int, loops: int = Chains.test_loops) -> Column:
         def column(name: str, runs: list[dict]) -> str:
@@ -345,9 +352,7 @@ def circuits_sections(found: Runs) -> list[Section]:
     def halting(cell: Callable[[dict], float]) -> Column:
         return lambda name, runs: spread([cell(n["halting"]) for n in runs if has_loop(runs)])
 
-    _, values, depth = Circuits().test_set()
-    ones = [values[depth == k].float().mean().item() for k in (NEAR, 8, LAST)]
-    shares = ", ".join(f"{100 * max(x, 1 - x):.0f}" for x in ones)
+    shares = ", ".join(f"{100 * likelier_value(k):.0f}" for k in (NEAR, 8, LAST))
     given = (
         "Given to each arm: the values of variables at most 5 gates deep, and those of their "
         f"operands; {Circuits.steps} steps. Nobody is told a depth. "
@@ -446,15 +451,16 @@ def readme_points(chains: Runs, circuits: Runs, text: Runs) -> str:
         return percent(runs, lambda n: max(map(mean, n["accuracy"].values())))
 
     deep = {name: percent(runs, at_last) for name, runs in circuits.items()}
-    names = {"one-loop": "the same model run once", "flat-params": "3 plain layers"}
-    names |= {"flat-flops": "14 plain layers, which cost as many FLOPs,"}
+    names = {"flat-params": "3 plain layers, as many parameters,"}
+    names |= {"flat-flops": "14 plain layers, as many FLOPs,"}
     others = "; ".join(f"{what} {deep[name]}" for name, what in names.items() if name in deep)
     names = "one-loop", "flat-params", "flat-flops"
     once, plain, deeper = (saved_by_two_loops(text)(name, text[name]) for name in names)
     points = (
         "* **Not only walks.** `python -m experiments.circuits`: Boolean circuits, at most 5 gates "
         f"deep in training, 10 deep in the test; their depth is never told. The loop gets "
-        f"{deep['loop']} right after 12 loops; {others}. Guessing gets 56%.",
+        f"{deep['loop']} right after 12 loops; {others}. "
+        f"Always naming the likelier value: {likelier_value(LAST):.0%}.",
         "* **A stopping rule without a head.** On chains halting is right in "
         f"{halted(chains['loop'])} of the answers, the best fixed number of loops in "
         f"{fixed(chains['loop'])}; on circuits {halted(circuits['loop'])} and "

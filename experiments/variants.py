@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What is compared: the models of train_tiny.py, circuits.py and text.py, slightly changed.
 
-A variant is a config's fields, a task and a model. All get the same seeds
-and batch size; those taught alike get equally many steps, unless the name ends in "long".
+A variant is a config's fields, a task and a model. All get the same seeds and batch size; those
+taught alike get equally many steps, unless the name ends in "long".
 """
 
 from typing import NamedTuple
@@ -332,7 +332,10 @@ VARIANTS = {
     },
     "circuits": {
         "loop": Variant("the loop of circuits.py", task=Circuits),
-        "one-loop": Variant("the same model, always one loop", task=OneLoopCircuits),
+        "one-loop": Variant(
+            "the same model, always one loop; its prelude starts as the identity, too",
+            task=OneLoopCircuits,
+        ),
         "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, FlatCircuits),
         "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, FlatCircuits),
     },
