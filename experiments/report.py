@@ -43,9 +43,12 @@ def load_results(kind: str, results: Path) -> Runs:
 
 
 def accuracy_at(numbers: dict, loops: int) -> list[float]:
-    """Accuracy by hops after so many loops; a model without a loop, or of one, has one answer."""
+    """Accuracy by hops after so many loops; a model without a loop, or of one, has one answer. An
+    untied one is read before the blocks that its curriculum never came to."""
     if numbers.get("variant") == "one-loop":
         return numbers["accuracy"]["1"]
+    if numbers.get("variant", "").startswith("untied"):
+        loops = min(loops, numbers["frontier"])
     return numbers["accuracy"].get(str(loops)) or numbers["accuracy"]["0"]
 
 
@@ -163,7 +166,8 @@ def readme_summary(found: Runs) -> str:
     """The loop and its strongest opponents. found: what `load_results` has of the chains."""
 
     def halted(name: str, runs: list[dict]) -> str:
-        asked = runs if has_loop(runs) else []
+        untied = VARIANTS["chains"][name].model is variants.Untied
+        asked = runs if has_loop(runs) and not untied else []
         return spread([100 * n["halting"]["accuracy"][LAST] for n in asked])
 
     columns: dict[str, Column] = {"supervision": lambda name, runs: supervision(name)}
@@ -211,7 +215,7 @@ GIVEN = (
     "as its row says. With one seed, all that are taught alike get the same batches until their "
     "curricula part."
 )
-LOOPS_ONLY = "Given to each arm as above."
+AS_ABOVE = "Given to each arm as above."
 
 
 def chains_sections(found: Runs) -> list[Section]:
@@ -270,25 +274,25 @@ def chains_sections(found: Runs) -> list[Section]:
         ),
         Section(
             "All variants: what they are",
-            GIVEN,
+            AS_ABOVE,
             table(found, what | PARAMETERS),
             "The curriculum's end: the most hops (taught every hop: loops) that it came to.",
         ),
         Section(
             "All variants: how far they get",
-            GIVEN,
+            AS_ABOVE,
             table(found, quality),
             "Where intervals overlap, only a lead that is paired by seed can show a difference.",
         ),
         Section(
             f"Halting below {Chains.halt_threshold}",
-            LOOPS_ONLY,
+            AS_ABOVE,
             table(loops, stopping),
             "No head was trained for it. What has halted cannot drift.",
         ),
         Section(
             "Halting: controls",
-            LOOPS_ONLY,
+            AS_ABOVE,
             table(loops, {title: halting(key) for key, title in HALTING_CONTROLS.items()}),
             "Random exits spend as many loops, and a fixed count, rounded up, a few more: it "
             "matters which token stops, and when.",
@@ -302,7 +306,7 @@ def chains_sections(found: Runs) -> list[Section]:
         ),
         Section(
             "Rings whose edges may halt",
-            LOOPS_ONLY,
+            AS_ABOVE,
             table(loops, resting),
             "The queries walk on. Resting edges keep them on the right way for longer.",
         ),
@@ -317,7 +321,7 @@ def chains_sections(found: Runs) -> list[Section]:
         ),
         Section(
             "How the state moves",
-            LOOPS_ONLY,
+            AS_ABOVE,
             table(loops, motion),
             "rho(A) says little about the loop as a whole. The gain of its whole Jacobian may stay "
             "above one while the norm is bounded: small disturbances can still grow.",
@@ -384,7 +388,7 @@ def circuits_sections(found: Runs) -> list[Section]:
         ),
         Section(
             f"Circuits: halting below {Circuits.halt_threshold}",
-            given,
+            AS_ABOVE,
             table(loop, stopping),
             "The threshold is far smaller than that of the chains: the state of a gate that waits "
             "for its operands hardly moves either, and a larger threshold takes it for done.",

@@ -542,6 +542,9 @@ def test_reach_and_spread():
 
     assert report.reach(numbers(1.0, 0.95, 0.91, 0.2, 1.0)) == 2
     assert report.reach(numbers(0.5, 1.0)) == -1 and report.reach(numbers(1.0, 0.9)) == 1
+    untied = {"variant": "untied-deep-long", "accuracy": {"6": [0.9], "12": [0.1]}}
+    for frontier, share in ((6, 0.9), (12, 0.1)):  # blocks never trained answer nothing
+        assert report.accuracy_at(untied | {"frontier": frontier}, 12) == [share]
     assert report.spread([1.0, 3.0, 2.0]) == "2.0 ± 2.5"  # 4.30 · 1 / √3
     assert report.spread([2.0, 2.0]) == "2.0" and report.spread([]) == "–"
 

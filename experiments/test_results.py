@@ -23,7 +23,8 @@ LEADS = {  # whose lead it is, what is compared, and the column
     "circuits": ("loop", "10 hops", "the loop's lead at 10"),
     "text": ("twice", "bits saved", "bits that two loops save"),
 }
-OWN_LOOP = "act", "untied-deep-long"  # which no table about the loop itself is about
+UNTIED = "untied-deep-long"
+OWN_LOOP = "act", UNTIED  # which no table about the loop itself is about
 # Student's t, two-sided 95%, by the number of seeds.
 T95 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), 2))
 RENAMED = {
@@ -62,7 +63,8 @@ def load(pattern, name):
 def accuracies(run, looped):
     """In %. Catches a stack, or a model of one loop, that is read at other loops."""
     by_loops = {int(L): 100 * np.array(shares) for L, shares in run["accuracy"].items()}
-    after = by_loops[12 if looped else min(by_loops)]
+    trained = run["frontier"] if run.get("variant") == UNTIED else 12  # blocks, of 12
+    after = by_loops[trained if looped else min(by_loops)]
     values = {f"{k} hops": share for k, share in enumerate(after)}
     values["worst of 0–5 hops"] = after[:6].min()
     values["reach"] = [*(after >= 90), False].index(False) - 1
@@ -110,8 +112,9 @@ def said(run):
     if "accuracy" in run and "halting" in run and looped:
         values |= halting(run)
     if run.get("variant") in OWN_LOOP:
-        trained = {f"{k} hops" for k in range(11)} | {"worst of 0–5 hops", "reach"}
-        values = {key: values[key] for key in (*trained, "10 hops, halting")}
+        shown = {f"{k} hops" for k in range(11)} | {"worst of 0–5 hops", "reach"}
+        more = set() if run["variant"] == UNTIED else {"10 hops, halting"}
+        values = {key: values[key] for key in shown | more}
     if "variant" in run:
         values["curriculum's end"] = run["frontier"]
         values["parameters"] = f"{run['parameters']:,}"

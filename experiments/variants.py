@@ -177,9 +177,15 @@ class Far(Chains):
 
 
 class OneLoopCircuits(Circuits):
-    """Circuits for the same model run once."""
+    """Circuits for the same model run once, whose prelude is like any block: see `OneLoop`."""
+
+    prelude_lr = 1.0
+
+    def prepare(self, model: RecurrentDepthTransformer) -> None:
+        """Nothing."""
 
     def draw_loops(self, generator: torch.Generator) -> int:
+        super().draw_loops(generator)  # keeps the batches equal
         return 1
 
 
@@ -332,10 +338,7 @@ VARIANTS = {
     },
     "circuits": {
         "loop": Variant("the loop of circuits.py", task=Circuits),
-        "one-loop": Variant(
-            "the same model, always one loop; its prelude starts as the identity, too",
-            task=OneLoopCircuits,
-        ),
+        "one-loop": Variant("the same model, always one loop", task=OneLoopCircuits),
         "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, FlatCircuits),
         "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, FlatCircuits),
     },
