@@ -403,6 +403,20 @@ def test_bias_update_balances_a_skewed_router():
     assert imbalance[0] > 2 and max(imbalance[-10:]) < 1.3
 
 
+@torch.no_grad()
+def test_balance_holds_for_twenty_thousand_updates():
+    """A slow drift apart. (All biases together do drift: that changes no choice.)"""
+    m, x = experts(K=2), torch.randn(4096, 16) + 0.5
+    E, loads = m.router_bias.numel(), []
+    for _ in range(20_000):
+        chosen, _ = m.route(x[torch.randint(4096, (64,))])
+        m.load += chosen.flatten().bincount(minlength=E)
+        loads.append(m.update_router_bias(0.01))
+    assert m.router_bias.max() - m.router_bias.min() < 1  # no further than scores can be
+    late = torch.stack(loads[-1000:]).sum(dim=0)
+    assert late.max() / late.float().mean() < 1.1
+
+
 def test_bias_moves_by_the_promised_default_towards_the_mean():
     """Another default speed than documented; a mean rounded to a whole load."""
     model = make(fresh=True)
