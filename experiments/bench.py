@@ -44,6 +44,7 @@ from train_tiny import Chains, load_model
 
 HERE = Path(__file__).resolve().parent
 RESULTS, SPEED = HERE / "results" / "bench.json", HERE / "SPEED.md"
+RESULTS_GPU = RESULTS.with_name("gpu.json")  # of experiments/gpu.py
 
 # The shapes at which OpenMythos was measured: 1 + 1×8 + 1 layers, 8 × 256 tokens.
 SHAPE = MythosConfig(
@@ -215,14 +216,14 @@ def their_decoder(model, context: int, vocab_size: int) -> Callable[[], None]:
     return call
 
 
-def llama_width(flops: int, layers: int, c: MythosConfig) -> int:
+def llama_width(flops: int, layers: int, c: MythosConfig, length: int) -> int:
     """The intermediate_size with which a Llama of so many layers costs `flops` per token."""
     D, per_layer = c.d_model, (flops - 2 * c.d_model * c.vocab_size) / layers
-    attention = 2 * 4 * D * D + 2 * 2 * D * (LENGTH // 2)  # q, k, v, out; scores and values
+    attention = 2 * 4 * D * D + 2 * 2 * D * (length // 2)  # q, k, v, out; scores and values
     return round((per_layer - attention) / (2 * 3 * D) / 8) * 8
 
 
-def llama(flops: int, c: MythosConfig, device: torch.device):
+def llama(flops: int, c: MythosConfig, device: torch.device, length: int = LENGTH):
     """A plain Llama from `transformers` with the same FLOPs per token, or None."""
     if importlib.util.find_spec("transformers") is None:
         return None
@@ -232,10 +233,11 @@ def llama(flops: int, c: MythosConfig, device: torch.device):
     config = LlamaConfig(
         vocab_size=c.vocab_size, hidden_size=c.d_model, num_attention_heads=c.n_heads,
         num_key_value_heads=c.n_heads, num_hidden_layers=layers,
-        intermediate_size=llama_width(flops, layers, c), max_position_embeddings=c.max_seq_len,
-        use_cache=False,
+        intermediate_size=llama_width(flops, layers, c, length), use_cache=False,
+        max_position_embeddings=c.max_seq_len,
     )  # fmt: skip
-    return LlamaForCausalLM(config).to(device)
+    with device:
+        return LlamaForCausalLM(config)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -278,7 +280,7 @@ def beside(theirs: float, ratio: float, what: str) -> str:
 
 
 def rate(flops: float) -> str:
-    return f"{flops / 1e9:,.0f} GFLOP/s"
+    return f"{flops / 1e9:,.0f} GFLOP/s" if flops < 1e13 else f"{flops / 1e12:,.0f} TFLOP/s"
 
 
 def where_time_goes(device: torch.device) -> Rows:
@@ -358,12 +360,12 @@ def decoding(device: torch.device) -> Rows:
 
 
 @torch.no_grad()
-def halting(checkpoint: Path, device: torch.device) -> Rows:
+def halting(checkpoint: Path, device: torch.device, sequences: int = SEQUENCES) -> Rows:
     """One query after the other on the trained toy: 12 loops for all, against halting."""
     model, task = load_model(checkpoint).to(device), Chains()
     n, L, right = task.n_nodes, task.test_loops, {}
     tokens, ends, distance = task.test_set()
-    tokens = tokens[:SEQUENCES].to(device)
+    tokens = tokens[:sequences].to(device)
 
     def ask(threshold: float | None) -> None:
         right[threshold] = []
@@ -464,7 +466,8 @@ def compiled_decoding(model, other, device: torch.device) -> Rows:
             yield "  OpenMythos 0.5.0, not compiled", beside(4 / took, took / fast, "steps")
 
 
-HOW_TO_READ = f"""
+HOW_TO_READ = f"""Made by `python -m experiments.bench{{flags}}`, {{threads}} threads.
+
 **Read the ratios, not the rates**: what is compared takes turns in one run, and the ratio of the
 medians is given. The model has {SHAPE.prelude_layers} prelude layer, {SHAPE.recurrent_layers} layer
 looped {SHAPE.max_loop_iters} times and {SHAPE.coda_layers} coda layer, width {SHAPE.d_model}, with
@@ -477,54 +480,33 @@ decoding at this size, the calling of operators, whose number does not depend on
 experts on a CPU, that `F.grouped_mm` visits those without a token, too."""
 
 
-def write_report(numbers: dict, path: Path) -> None:
-    """SPEED.md from the JSON alone: the rows of each part below its heading."""
-    names = " ".join(what for rows in numbers["parts"].values() for what, _ in rows)
-    flags = {"halting": " --checkpoint CHECKPOINT", "compiled": " --compile"}
-    command = "".join(flag for word, flag in flags.items() if word in names)
-    where = "{machine}, {threads} threads, torch {torch}, on {device}.".format(**numbers)
-    lines = ["# Speed", "", where, f"Made by `python -m experiments.bench{command}`.", HOW_TO_READ]
-    for heading, rows in numbers["parts"].items():
-        lines += ["", f"## {heading}", "", "| what | measured |", "|---|---|"]
-        lines += [f"| {what} | {value} |" for what, value in rows]
-    write_text(path, "\n".join(lines) + "\n")
+def write_report(path: Path) -> Path:
+    """SPEED.md from the JSON alone. The project's own is about each JSON kept, in this order."""
+    own = path in (RESULTS, RESULTS_GPU)
+    files = [f for f in (RESULTS, RESULTS_GPU) if f.is_file()] if own else [path]
+    speed, lines = SPEED if own else path.with_name("SPEED.md"), ["# Speed"]
+    for numbers in (json.loads(f.read_text("utf-8")) for f in files):
+        lines += ["", "## {machine}, torch {torch}".format(**numbers), "", numbers["about"]]
+        for heading, rows in numbers["parts"].items():
+            lines += ["", f"### {heading}", "", "| what | measured |", "|---|---|"]
+            lines += [f"| {what} | {value} |" for what, value in rows]
+    write_text(speed, "\n".join(lines) + "\n")
+    return speed
 
 
 def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measure the speed of Mythos on this machine.")
-    parser.add_argument("--checkpoint", type=Path, help="of `train_tiny.py`: measure halting on it")
-    parser.add_argument("--compile", action="store_true", help="also torch.compile (minutes)")
-    parser.add_argument("--report", action="store_true", help="only write SPEED.md from the JSON")
-    parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON; SPEED.md beside it")
-    args = parser.parse_args(arguments)
-    path = args.results.resolve()
-    speed = SPEED if path == RESULTS else path.with_name("SPEED.md")
-    try:
-        device = find_device(args.device)
-        ok = args.checkpoint is None or args.checkpoint.is_file()
-        expect(ok, "--checkpoint", str(args.checkpoint), "a checkpoint of train_tiny.py")
-        ok = path == RESULTS or speed != SPEED
-        expect(ok, "--results", str(args.results), "a folder without the project's own SPEED.md")
-        ok = path.is_file() or not args.report
-        expect(ok, "--results", str(args.results), "a JSON file that an earlier run wrote")
-    except ValueError as error:
-        parser.error(str(error))
-    if args.report:
-        write_report(json.loads(path.read_text("utf-8")), speed)
-        return 0
+def run_parts(parts: dict, device: torch.device, path: Path, about: str, keep=False) -> list:
+    """Each row to the screen and at once to the JSON, each part to SPEED.md; returns these rows.
+
+    keep: the parts that the JSON has and that are not measured now stay in it.
+    """
     torch.manual_seed(0)
-    parts = {"Training": [training, where_time_goes, forward_by_loops], "Decoding": [decoding]}
-    parts |= {"Experts": [experts], "Memory": [memory]}
-    if args.checkpoint:
-        parts["Halting"] = [partial(halting, args.checkpoint)]
-    if args.compile:
-        parts["Compiled"] = [compiled]
-    numbers = describe_machine(device) | {"seconds": 0.0, "parts": {}}
+    old = json.loads(path.read_text("utf-8")) if keep and path.is_file() else {}
+    numbers = describe_machine(device) | {"about": about, "seconds": 0.0}
+    numbers["parts"] = old.get("parts", {})
     numbers["machine"] += f", {os.cpu_count()} cores"
     if device.type == "cuda":
         numbers["machine"] = torch.cuda.get_device_name(device)
@@ -537,8 +519,47 @@ def main(arguments: list[str] | None = None) -> int:
             numbers["seconds"] = time.perf_counter() - started
             write_text(path, json.dumps(numbers, indent=1, ensure_ascii=False))
             say(textwrap.fill(f"{what:<64} {value}", 100, subsequent_indent=" " * 8))
-        write_report(numbers, speed)
-    say(f"\n{numbers['seconds']:.0f} s on {numbers['machine']}\n{args.results}\n{speed}")
+        speed = write_report(path)
+    say(f"\n{numbers['seconds']:.0f} s on {numbers['machine']}\n{path}\n{speed}")
+    return [row for heading in parts for row in numbers["parts"][heading]]
+
+
+def results_path(given: Path) -> Path:
+    """--results, refused where the SPEED.md beside it would be the project's own."""
+    path = given.resolve()
+    ok = path in (RESULTS, RESULTS_GPU) or path.with_name("SPEED.md") != SPEED
+    expect(ok, "--results", str(given), "a folder without the project's own SPEED.md")
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Measure the speed of Mythos on this machine.")
+    parser.add_argument("--checkpoint", type=Path, help="of `train_tiny.py`: measure halting on it")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile (minutes)")
+    parser.add_argument("--report", action="store_true", help="only write SPEED.md from the JSON")
+    parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON; SPEED.md beside it")
+    args = parser.parse_args(arguments)
+    try:
+        path, device = results_path(args.results), find_device(args.device)
+        ok = args.checkpoint is None or args.checkpoint.is_file()
+        expect(ok, "--checkpoint", str(args.checkpoint), "a checkpoint of train_tiny.py")
+        ok = path.is_file() or not args.report
+        expect(ok, "--results", str(args.results), "a JSON file that an earlier run wrote")
+    except ValueError as error:
+        parser.error(str(error))
+    if args.report:
+        write_report(path)
+        return 0
+    parts = {"Training": [training, where_time_goes, forward_by_loops], "Decoding": [decoding]}
+    parts |= {"Experts": [experts], "Memory": [memory]}
+    flags = " --checkpoint CHECKPOINT" * bool(args.checkpoint) + " --compile" * args.compile
+    if args.checkpoint:
+        parts["Halting"] = [partial(halting, args.checkpoint)]
+    if args.compile:
+        parts["Compiled"] = [compiled]
+    about = HOW_TO_READ.format(flags=flags, threads=torch.get_num_threads())
+    run_parts(parts, device, path, about)
     return 0
 
 

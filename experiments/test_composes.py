@@ -13,17 +13,17 @@ import torch.distributed as dist
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from experiments.bench import bytes_kept
 from experiments.measure import diagnostics, loop_gain, num_params, spectral_radius
-from mythos import (
-    MythosConfig,
-    RecurrentDepthTransformer,
-)
+from mythos import MythosConfig, RecurrentDepthTransformer
+from test_mythos import on_each_device
 
+__all__ = ["on_each_device"]  # a fixture
 torch.set_num_threads(1)
 SMALL = dict(vocab_size=37, d_model=32, max_seq_len=48, max_loop_iters=2, n_heads=4, n_kv_heads=2)
 SMALL |= dict(d_ff=48, num_experts=4, d_expert=16)
@@ -45,7 +45,8 @@ def make(**options) -> RecurrentDepthTransformer:
 
 
 def ids(*shape):
-    return torch.randint(37, shape, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
+    return torch.randint(37, shape, generator=generator)
 
 
 def gradients(model, *args, **kwargs) -> dict[str, torch.Tensor]:
@@ -172,12 +173,14 @@ def test_accumulated_gradients_need_weights():
 @pytest.fixture
 def alone():
     """This process as the only one of a group."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    backend = "gloo" if torch.get_default_device().type == "cpu" else "nccl"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
 def sharded(model, root=True, **options):
+    options["mesh"] = init_device_mesh(torch.get_default_device().type, (1,))
     for block in [*model.prelude, *model.recurrent, *model.coda]:
         fully_shard(block, **options)
     return fully_shard(model, **options) if root else model
@@ -195,7 +198,8 @@ def test_cache_has_the_dtype_that_is_computed_in(options, how, alone):
         table, model.embed = model.embed, nn.Module()
         model.embed.weight = nn.Parameter(torch.zeros(1, dtype=torch.int8), requires_grad=False)
         model.embed.forward = lambda ids: table.weight[ids]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+    autocast = torch.autocast(tokens.device.type, torch.bfloat16, enabled=how == "autocast")
+    with torch.no_grad(), autocast:
         cache = model.new_cache(2, 9)  # before FSDP has run: from the weights that it keeps
         assert model.generate(tokens[:, :3], 6).shape == (2, 9)
         parts = [model(t, cache=cache)[0] for t in tokens.split([4, 1, 1, 3], dim=1)]

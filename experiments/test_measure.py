@@ -15,7 +15,17 @@ from experiments.measure import (
     spectral_radius,
 )
 from mythos import RecurrentDepthTransformer
-from test_mythos import both, clear_threshold, ids, make, seeded, with_and_without_halting
+from test_mythos import (
+    both,
+    clear_threshold,
+    ids,
+    make,
+    on_each_device,
+    seeded,
+    with_and_without_halting,
+)
+
+__all__ = ["on_each_device"]  # a fixture
 
 
 @both
