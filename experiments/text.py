@@ -33,14 +33,17 @@ class Text:
     frontier = 0  # no curriculum
     draw = None  # no picture: five numbers are better read in a table
     context = 256  # bytes that the model sees
-    held_out = 40  # every 40th file is held out,
-    test_bytes = 150_000  # and so many of their bytes are scored: more take too long
+    held_out = 10  # every 10th file is held out,
+    test_bytes = 150_000  # and so many of their bytes are scored: more take too long;
+    most_of_one = None  # of one file so many; None: an equal share, or a table could be half of it
     test_loops = (1, 2, 4, 8, 16)
     few_loops, most_loops, deep_share = 3, 16, 0.1  # see `draw_loops`
 
     def __init__(self, data: Path | None = None) -> None:
         pieces, self.default_data = read_pieces(data), data is None
-        test = b"".join(pieces[:: self.held_out])[: self.test_bytes]
+        held_out = pieces[:: self.held_out]
+        most = self.most_of_one or self.test_bytes // len(held_out)
+        test = b"".join(piece[:most] for piece in held_out)[: self.test_bytes]
         train = b"".join(p for i, p in enumerate(pieces) if i % self.held_out)
         got, least = (len(train), len(test)), self.context + 2
         expect(min(got) >= least, "--data", got, f"{least} bytes or more to train and to test")
@@ -150,7 +153,7 @@ def read_pieces(data: Path | None) -> list[bytes]:
         texts = [
             p.read_bytes() for p, kept in zip(files, keep, strict=True) if kept and not p.is_dir()
         ]
-    if len(texts) >= Text.held_out:
+    if len(texts) >= 40:
         return texts
     text = b"".join(texts)
     size = 1 + len(text) // 20
