@@ -145,36 +145,38 @@ class GroupedQueryAttention(nn.Module):
     forward: x (N, T, D), rope = `rope_angles` of x's positions -> (N, T, D). A token's row, which
     later tokens need, holds its keys and values: W = 2·G·C numbers. `append`, given when there is a
     cache, stores the new rows (N, T, W) and returns the rows of all tokens so far, (N, S, W).
+    attend: what is done with queries, keys and values; give another for, say, a sliding window.
 
     To lift it: `nn`, `F`, `Tensor`, `apply_rope`, `causal_attention`.
     """
 
-    def __init__(self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int) -> None:
+    def __init__(self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int,
+                 attend=causal_attention) -> None:  # fmt: skip
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
+        self.attend = attend
         self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
         self.out_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
     def forward(self, x: Tensor, rope: Tensor, append=None) -> Tensor:
-        N, T, _ = x.shape
-        H, G, C = self.n_heads, self.n_kv_heads, self.head_dim
-        q = self.q_proj(x).view(N, T, H, C).transpose(1, 2)  # (N, H, T, C)
+        (N, T, _), C, G = x.shape, self.head_dim, self.n_kv_heads
+        q = self.q_proj(x).view(N, T, -1, C).transpose(1, 2)  # (N, H, T, C)
         k = self.k_proj(x).view(N, T, G, C).transpose(1, 2)  # (N, G, T, C)
         v = self.v_proj(x).view(N, T, G, C).transpose(1, 2)
         q, k = apply_rope(q, rope), apply_rope(k, rope)
         if append is not None:
             rows = append(torch.cat([k, v], dim=1).transpose(1, 2).flatten(2))  # (N, S, 2·G·C)
             k, v = rows.view(N, -1, 2 * G, C).transpose(1, 2).chunk(2, dim=1)  # (N, G, S, C) each
-        return self.out_proj(causal_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MultiHeadLatentAttention(nn.Module):
     """Causal self-attention whose keys and values are rebuilt from one small latent (DeepSeek-V2).
 
-    forward, rope and append as in GroupedQueryAttention. A row is a latent of Z numbers and *one*
-    rotated key of rope_dim numbers for all heads: W = Z + rope_dim, whatever the number of heads.
+    forward, rope, append and attend as in GroupedQueryAttention. A row is a latent of Z numbers and
+    *one* rotated key of rope_dim numbers for all heads: W = Z + rope_dim, however many heads.
 
     Each head's score has a part without positions, C wide, and a rotated part:
         score(i, j) = (q_i·k_j + q_rope_i·k_rope_j) / sqrt(C + rope_dim)
@@ -187,11 +189,12 @@ class MultiHeadLatentAttention(nn.Module):
     """
 
     def __init__(self, *, d_model: int, n_heads: int, head_dim: int, rope_dim: int,
-                 kv_lora_rank: int, q_lora_rank: int | None = None,
-                 norm_eps: float = 1e-6) -> None:  # fmt: skip
+                 kv_lora_rank: int, q_lora_rank: int | None = None, norm_eps: float = 1e-6,
+                 attend=causal_attention) -> None:  # fmt: skip
         super().__init__()
         self.n_heads, self.head_dim, self.rope_dim = n_heads, head_dim, rope_dim
-        self.kv_lora_rank, q_width = kv_lora_rank, n_heads * (head_dim + rope_dim)
+        self.kv_lora_rank, self.attend = kv_lora_rank, attend
+        q_width = n_heads * (head_dim + rope_dim)
         if q_lora_rank is None:
             self.q_proj = nn.Linear(d_model, q_width, bias=False)
         else:
@@ -230,7 +233,7 @@ class MultiHeadLatentAttention(nn.Module):
         k_rope = k_rope[:, None].expand(-1, self.n_heads, -1, -1)  # the same key for every head
         q, k = torch.cat([q, q_rope], dim=-1), torch.cat([k, k_rope], dim=-1)
         v = F.pad(v, (0, self.rope_dim))  # the fast kernels want values as wide as keys
-        return causal_attention(q, k, v)[..., : self.head_dim]
+        return self.attend(q, k, v)[..., : self.head_dim]
 
     def absorbed(self, q: Tensor, q_rope: Tensor, rows: Tensor) -> Tensor:
         """Attend to the rows themselves: (N, H, T, C).
@@ -244,7 +247,7 @@ class MultiHeadLatentAttention(nn.Module):
         q = torch.cat([torch.einsum("nhtc,hcz->nhtz", q, U_k), q_rope], dim=-1)  # (N, H, T, W)
         rows = rows[:, None]  # (N, 1, S, W): one key/value head
         # The score equals a product of C + rope_dim numbers, hence the scale, though q is W wide.
-        out = causal_attention(q, rows, rows, scale=(self.head_dim + self.rope_dim) ** -0.5)
+        out = self.attend(q, rows, rows, scale=(self.head_dim + self.rope_dim) ** -0.5)
         out = out[..., : self.kv_lora_rank]  # the averaged rotated keys are not part of the value
         return torch.einsum("nhtz,hcz->nhtc", out, U_v)
 
@@ -661,11 +664,10 @@ class RecurrentDepthTransformer(nn.Module):
     def has_settled(self, h_next: Tensor, h: Tensor, halt_threshold: float) -> Tensor:
         """The halting rule: which tokens (N, T) may halt with h_next, the state after this loop.
 
-        A rule of your own may look at each token's own two states, and at nothing else. Other
-        tokens are no ground to halt on: in decoding, h holds the newest token alone, and the answer
-        has to be that of one pass. Nor may a rule run a block, such as the coda: in one pass the
-        block would see an earlier token's state of this same loop, in decoding that token's last
-        one.
+        A rule of your own may look at each token's own two states, and at nothing else, or else
+        decoding would not give the answer of one pass. Not at other tokens: in decoding, h holds
+        the newest token alone. And not through a block, such as the coda, whose attention reads
+        earlier tokens: in one pass they are at this same loop, in decoding at their last.
         """
         return relative_change(h_next, h) < halt_threshold  # nan, an exploded state: not settled
 
@@ -808,8 +810,7 @@ def get_model_config(name: str) -> MythosConfig:
     numbers = sizes.get(str(name).lower())
     expect(numbers is not None, "name", name, f"one of {[*SIZES]}")
     toy = numbers is SIZES["tiny"]  # whose prelude starts as the identity, and drowns nothing
-    fields = dict(zip(SIZE_FIELDS, numbers, strict=True))
-    return MythosConfig(**fields, embed_norm=not toy)
+    return MythosConfig(**dict(zip(SIZE_FIELDS, numbers, strict=True)), embed_norm=not toy)
 
 
 # ------------------------------------------------------------------------------------------------
