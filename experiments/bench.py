@@ -21,6 +21,7 @@ import statistics
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import mythos
 from experiments import measure
@@ -354,9 +355,57 @@ def decoding(device: torch.device) -> Rows:
     times = seconds(*[decoder(m.to(device).eval(), 64) for m in by_experts])
     text = ", ".join(f"{4 / t:.0f}" for t in times)
     yield "decoding, 4 of 8, 64, 256 experts of width 64, steps/s", text
-    seen = operators(decoder(mla, CONTEXTS[0]))
-    calls = sum(e.count for e in seen if e.key.startswith("aten::")) // 4
-    yield "operators called to decode one token, 8 experts", f"{calls:,}"
+    token = decoder(mla, CONTEXTS[0])
+    calls = count_operators(token)
+    with mock.patch.object(mythos, "grouped_mm", lambda x, w, _: x.new_empty(len(x), w.shape[-1])):
+        inside = calls - count_operators(token)
+    text = f"{calls // 4:,}; {inside // 4:,} of them by F.grouped_mm itself, for each expert a few"
+    yield "operators called to decode one token, 8 experts", text
+    for model in (mla, many):
+        shares = ", ".join(f"{cause} {share:.0%}" for cause, share in where(token).items())
+        yield f"  where its time goes, {model.config.num_experts} experts", shares
+        token = decoder(many, CONTEXTS[0])
+
+
+CAUSES = {
+    "linear layers": (nn.Linear, "forward"), "norms": (nn.RMSNorm, "forward"),
+    "experts' products": (mythos, "grouped_mm"), "routing": (MixtureOfExperts, "route"),
+    "the rest of dispatch": (MixtureOfExperts, "dispatch"), "RoPE": (mythos, "apply_rope"),
+    "the attention kernel": (F, "scaled_dot_product_attention"), "cache": (mythos.Cache, "append"),
+    "einsum": (torch, "einsum"), "A·h + B·e + r": (mythos.StateUpdate, "forward"),
+}  # fmt: skip
+
+
+def where(call: Callable[[], object]) -> dict[str, float]:
+    """Each cause's share of the time of a call, largest first; what one causes within another is
+    the inner one's."""
+    spent, inner = dict.fromkeys([*CAUSES, "all else"], 0.0), [0.0]
+
+    def timed(cause: str, real: Callable) -> Callable:
+        def run(*args, **kwargs):
+            started = time.perf_counter()
+            inner.append(0.0)
+            out = real(*args, **kwargs)
+            took = time.perf_counter() - started
+            spent[cause] += took - inner.pop()
+            inner[-1] += took
+            return out
+
+        return run
+
+    call()
+    with ExitStack() as patched:
+        for cause, (owner, name) in CAUSES.items():
+            new = timed(cause, getattr(owner, name))
+            patched.enter_context(mock.patch.object(owner, name, new))
+        for _ in range(4 * ROUNDS):
+            timed("all else", call)()
+    shares = {cause: took / sum(spent.values()) for cause, took in spent.items()}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def count_operators(call: Callable[[], object]) -> int:
+    return sum(e.count for e in operators(call) if e.key.startswith("aten::"))
 
 
 @torch.no_grad()

@@ -158,7 +158,7 @@ PICTURED = {
     "untied-deep-long": "C4D-",
     "ends": "C0o-",
     "one-loop": "C7x:",
-    "flat-flops-long": "C1s-",
+    "flat-flops": "C1s-",
 }
 
 

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capfd):
     assert bench.main([*flags, "--checkpoint", str(tmp_path / "chains-mla-seed0-steps1.pt")]) == 0
     parts, (printed, errors) = json.loads(path.read_text())["parts"], capfd.readouterr()
     assert list(parts) == ["Training", "Decoding", "Experts", "Memory", "Halting"] and not errors
-    assert parts["Decoding"][-1][0].startswith("operators called to decode")
+    assert parts["Decoding"][-3][0].startswith("operators called to decode")
     rows = [tuple(row) for part in parts.values() for row in part]
     for start in (
         "a matrix product", "bare matrix", "training, 8", "training, 16", "training, no experts",
@@ -114,6 +115,27 @@ def test_a_decoder_can_be_repeated():
         call()
         call()
     assert lengths == [0, *[9, 10, 11, 12] * 2]
+
+
+def test_time_is_counted_once():
+    """Time of an inner cause that its outer one gets, too; a name that is never called."""
+
+    def slow(seconds: float):
+        return time.sleep(seconds)
+
+    class Owner:
+        inner = staticmethod(lambda: slow(0.02))
+        outer = staticmethod(lambda: (Owner.inner(), slow(0.01)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "CAUSES", {"in": (Owner, "inner"), "out": (Owner, "outer")})
+        patch.setattr(bench, "ROUNDS", 1)
+        found = bench.where(lambda: (Owner.outer(), slow(0.01)))
+    assert list(found)[0] == "in" and sum(found.values()) == pytest.approx(1)
+    assert found["in"] > found["out"]
+    model = RecurrentDepthTransformer(**SMALL, max_loop_iters=2).eval()
+    with torch.no_grad():
+        assert min(bench.where(bench.decoder(model, 9)).values()) > 0
 
 
 def test_readable_loop_over_experts_is_the_layer():

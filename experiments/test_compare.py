@@ -77,7 +77,7 @@ SOME = {  # one of a kind; the slow test takes all
     "chains": [
         "loop",
         "ends",
-        "flat-flops-long",
+        "flat-flops",
         "flat-flops-told-long",
         "untied-deep-long",
         "act",
@@ -361,10 +361,10 @@ def test_long_variants_train_for_longer(tmp_path, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr(compare, "train", train)
-    for name in ("ends", "flat-flops-long", "untied-deep-long"):
+    for name in ("ends", "flat-flops", "untied-deep-long"):
         with pytest.raises(InterruptedError):
             compare.run("chains", name, 0, tmp_path, tmp_path)
-    assert seen == [600, 1200, 3 * train_tiny.Chains.steps]
+    assert seen == [1200, 1200, 3 * train_tiny.Chains.steps]
 
 
 def test_loop_counts_of_the_tasks():
@@ -524,7 +524,7 @@ def test_shapes_are_measured_against_the_walk(monkeypatch):
 
 def test_training_flops_by_hand():
     """FLOPs that forget the loops, the backward pass, or the batch."""
-    loop, flat = build("loop"), build("flat-flops-long")
+    loop, flat = build("loop"), build("flat-flops")
     task, tokens = train_tiny.Chains(), 32 * 40
     once, more = flops_per_token(loop, 1, 20), flops_per_token(loop, 5, 20)
     assert compare.training_flops(loop, task, 1, 1) == pytest.approx(3 * tokens * once)
@@ -608,7 +608,7 @@ def test_each_table_says_what_its_arms_were_given():
         assert head.count("|") <= 10, section.title
     taught = {name: report.supervision(name) for name in variants.VARIANTS["chains"]}
     assert taught["loop"] == taught["flat-flops-told-long"] == "every hop"
-    assert taught["ends"] == taught["flat-flops-long"] == taught["one-loop"] == "ends"
+    assert taught["ends"] == taught["flat-flops"] == taught["one-loop"] == "ends"
 
 
 def test_kept_results_have_enough_seeds_and_all_steps():
@@ -638,7 +638,7 @@ def test_a_dash_where_a_model_was_never_asked():
     for name, frontier, cells in (
         ("flat-flops-told-long", 12, "| 100.0 | 10.0 | 10.0 |"),
         ("flat-flops-told-long", 5, "| 100.0 | – | – |"),
-        ("flat-flops-long", 5, "| 100.0 | 10.0 | 10.0 |"),
+        ("flat-flops", 5, "| 100.0 | 10.0 | 10.0 |"),
     ):
         numbers = dict(accuracy=accuracy, parameters=1, train_flops=1e12, frontier=frontier)
         columns = {f"{k}": report.at_hops(k) for k in (5, 6, 10)}
@@ -660,7 +660,7 @@ def test_readmes_table_compares_what_was_taught_alike():
         "one-loop": [once],
     }
     taught, told, loop, one, flat = report.readme_summary(
-        found | {"flat-flops-long": [flat]}
+        found | {"flat-flops": [flat]}
     ).splitlines()[2:]
     assert "| every hop |" in taught and taught.endswith("| 95.0 | 80.0 | – |")
     assert "| every hop |" in told and told.endswith("| 50.0 | – | +45.0 |")
