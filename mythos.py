@@ -10,8 +10,8 @@ think longer about harder input:
     logits   = head(RMSNorm(Coda(RMSNorm(h_L))))          once; if L = 0, the coda reads e
 
 Prelude, Blocks and Coda are stacks of pre-norm transformer blocks; R(h, e) = Blocks(RMSNorm(h+e)):
-a block adds to what it is given, so R contains RMSNorm(h + e) itself. The state h is the scratch
-pad; the input e is offered again in every loop.
+a block returns its input plus what it computed, so RMSNorm(h + e) is a summand of R. The state h is
+the scratch pad; the input e is offered again in every loop.
 
     model = RecurrentDepthTransformer(get_model_config("tiny"))
     logits, loss = model(tokens, targets, n_loops=8)     # depth is an argument, not a constant
@@ -20,14 +20,14 @@ pad; the input e is offered again in every loop.
 Read from the top: config, attention, feed-forward, block, state update, cache, sampling, model.
 After the line END OF THE MODEL come sizes, plumbing and the checks of arguments: expect(ok, field,
 got, expected) raises a ValueError unless ok. To look inside a model or count what it costs:
-experiments/measure.py. To copy a class into your own file, copy with it what its docstring lists
-under "To lift it", besides `import torch`.
+experiments/measure.py. Attentions, feed-forwards, Block and StateUpdate say under "To lift it" what
+to copy with them into a file of yours, besides `import torch`.
 
 Not here: training (train_tiny.py), tokenizers, dropout, multi-token prediction, multi-GPU code.
 The architecture is speculation, after OpenMythos, a community's guess at how a looped model might
 be built. It is not affiliated with Anthropic, nor confirmed by them.
 
-Letters in equations and shapes. A *row* is what one layer, in one loop, keeps of one token.
+Letters in equations and shapes. A *row* is what the cache keeps of a token, per layer and loop.
     N  sequences in the batch     D  d_model              H  query heads
     T  new tokens in this call    C  head_dim             G  key/value heads (GQA)
     S  all tokens: past and new   Z  kv_lora_rank (MLA)   W  numbers in a row
@@ -58,15 +58,15 @@ from torch import Tensor, nn
 class MythosConfig:
     """Every number of the architecture. The defaults build in a moment on a laptop.
 
-    A width that is None follows the rule in its comment; `derive_widths` returns the number.
+    A width that is None follows the rule in its comment: `derive_widths` has the number.
     Raises ValueError at construction if a field, or a combination of fields, is impossible. A field
-    that you add is not checked until you list it in NUMBERS.
+    that you add is not checked until NUMBERS lists it (and MAY_BE_NONE, if it may be None).
     """
 
     vocab_size: int = 256  # V; 256: bytes
     d_model: int = 128  # D, width of the residual stream
     max_seq_len: int = 1024  # the longest sequence accepted, in tokens
-    embed_norm: bool = True  # RMSNorm of the embedding, which the prelude's blocks else drown
+    embed_norm: bool = True  # RMSNorm of the embedding; else the prelude's blocks drown it
 
     # The three stages. With recurrent_layers = 0 there is no loop: a plain transformer.
     prelude_layers: int = 1  # blocks run once, before the loop
@@ -89,7 +89,7 @@ class MythosConfig:
     num_experts: int = 8  # E, routed
     num_experts_per_token: int = 2  # K
     num_shared_experts: int = 1  # experts that every token uses, in addition to its K
-    d_expert: int | None = None  # of one expert; None: d_ff / (K + shared), up to a multiple of 8
+    d_expert: int | None = None  # the same of one expert; None: d_ff / (K + shared), up, by 8
 
     norm_eps: float = 1e-6
 
@@ -131,7 +131,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     (N, H, T, _), (_, G, S, _) = q.shape, k.shape
     if T == S:  # no past, and no T×T mask either
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    if T == 1:  # it sees all keys, so no mask; H/G heads that share keys: H/G queries of one head
+    if T == 1:  # it sees all keys: no mask; the H/G heads of one key can be H/G queries
         out = F.scaled_dot_product_attention(q.reshape(N, G, H // G, -1), k, v, scale=scale)
         return out.reshape(N, H, 1, -1)
     # With a past, is_causal is wrong (it lets query 0 see key 0 only), so the mask is written out.
@@ -145,7 +145,7 @@ class GroupedQueryAttention(nn.Module):
     forward: x (N, T, D), rope = `rope_angles` of x's positions -> (N, T, D). A token's row, which
     later tokens need, holds its keys and values: W = 2·G·C numbers. `append`, given when there is a
     cache, stores the new rows (N, T, W) and returns the rows of all tokens so far, (N, S, W).
-    attend: what is done with queries, keys and values; give another for, say, a sliding window.
+    attend: called as `causal_attention` is; `make_block` may pass another, say a sliding window.
 
     To lift it: `nn`, `F`, `Tensor`, `apply_rope`, `causal_attention`.
     """
@@ -218,8 +218,8 @@ class MultiHeadLatentAttention(nn.Module):
         if append is not None:
             rows = append(rows)  # (N, S, W)
         # Two ways to one result. For one token after a past `absorbed` is far cheaper; for many its
-        # products, W wide, cost more than rebuilding. It uses a weight directly, so that is not
-        # for an adapter or a quantised layer, which must be called.
+        # products, W wide, cost more than rebuilding. `absorbed` reads a weight itself: not for an
+        # adapter or a quantised layer, which must be called.
         absorb = T == 1 and rows.shape[1] > 1 and is_plain_linear(self.kv_up_proj)
         out = self.absorbed(q, q_rope, rows) if absorb else self.expanded(q, q_rope, rows)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -246,7 +246,7 @@ class MultiHeadLatentAttention(nn.Module):
         U_k, U_v = U.chunk(2, dim=1)
         q = torch.cat([torch.einsum("nhtc,hcz->nhtz", q, U_k), q_rope], dim=-1)  # (N, H, T, W)
         rows = rows[:, None]  # (N, 1, S, W): one key/value head
-        # The score equals a product of C + rope_dim numbers, hence the scale, though q is W wide.
+        # q is W wide now, but the score is still that of C + rope_dim numbers: scale by those.
         out = self.attend(q, rows, rows, scale=(self.head_dim + self.rope_dim) ** -0.5)
         out = out[..., : self.kv_lora_rank]  # the averaged rotated keys are not part of the value
         return torch.einsum("nhtz,hcz->nhtc", out, U_v)
@@ -339,7 +339,7 @@ class MixtureOfExperts(nn.Module):
         `grouped_mm` multiplies each such group with its expert's matrix.
         """
         E, K = self.router_bias.numel(), self.num_experts_per_token
-        # Of the j-th of the N·T·K sorted pairs: its expert[j], and pair[j], its place before.
+        # Sorted pair j, of N·T·K: expert[j] is its expert, pair[j] its index before the sort.
         expert, pair = chosen.flatten().sort(stable=True)
         token = pair // K
         # Expert i owns the sorted pairs from ends[i−1] up to ends[i].
@@ -398,10 +398,10 @@ class StateUpdate(nn.Module):
     """The linear part of the loop: h_{t+1} = A·h_t + B·e + R(h_t, e), each (N, T, D).
 
     A and B are diagonal, D numbers each. A diagonal A loses little: a diagonalisable A is diagonal
-    in some basis, and the layers around it, which can mix channels freely, learn that basis. (Real
-    numbers on the diagonal cannot rotate a pair of channels; that is left to R.) And the spectral
-    radius rho(A) = max|A_i| is exact and free, and is *bounded* for every value of the parameter
-    `a` (unless the target is None):
+    in some basis, and the layers around it, which can mix channels freely, learn that basis. Only
+    rotating a pair of channels is left to R. What it buys: the spectral radius rho(A) = max|A_i|
+    costs nothing to know, and is *bounded* for every value of the parameter `a` (unless the target
+    is None):
 
         A = target · (1 − 2^-8) · sigmoid(a)   hence rho(A) < target
 
@@ -482,7 +482,7 @@ class Cache:
         return self.rows[slot, :, : new.stop]
 
     def copy_to_remaining_loops(self, loops_run: int, n_new: int) -> None:
-        """All n_new tokens have halted: loops that were not run get a copy of their last rows.
+        """All n_new tokens have halted: loops that were not run get a copy of the last loop's rows.
 
         A later token may run those loops, and will read these rows.
         """
@@ -509,7 +509,7 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
     p = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
         mass_before = p.cumsum(dim=-1) - p
-        p = p.masked_fill(mass_before >= max(top_p, 1e-30), 0.0)  # where likelier ids reach top_p
+        p = p.masked_fill(mass_before >= max(top_p, 1e-30), 0.0)  # likelier ids reach p
     return ids.gather(1, p.multinomial(1, generator=generator))
 
 
@@ -521,7 +521,7 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
 def make_block(w: SimpleNamespace, experts: bool) -> Block:
     """A block with attention of the config's type, and with experts or a dense SwiGLU.
 
-    w: the config's fields with every width filled in, from `derive_widths`.
+    w: the config's fields, widths filled in, from `derive_widths`.
     """
     heads = dict(d_model=w.d_model, n_heads=w.n_heads, head_dim=w.head_dim)
     if w.attention_type == "mla":
@@ -608,12 +608,13 @@ class RecurrentDepthTransformer(nn.Module):
             accumulate gradients, weight each loss by its share of all scored targets.
         n_loops: None is config.max_loop_iters; more is allowed; 0: no loop, the coda reads e.
         grad_loops: only the last grad_loops loops carry gradient (truncated backpropagation
-            through time); None: all. The prelude still learns, through the e of those loops.
+            through time); None: all. The prelude still learns, through the e of those loops; a
+            learned h_0 would not.
         halt_threshold: a token halts once a loop's relative change of its state falls below it
             (`has_settled`); the loop ends when all tokens of the call have halted. See `run_loop`.
         cache: tokens continue the sequences that the cache holds.
         logits_to_keep: the logits of only so many last tokens, (N, logits_to_keep, V); 0: of all.
-        Halting and caching are for inference: with either, no gradient is recorded, nor for a loss.
+        Halting and caching are for inference: with either, no gradient is recorded, not a loss's.
         Raises ValueError naming the argument that is out of range.
         """
         n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, grad_loops=grad_loops,
@@ -785,7 +786,7 @@ class RecurrentDepthTransformer(nn.Module):
 SIZE_FIELDS = """vocab_size max_seq_len d_model n_heads q_lora_rank prelude_layers recurrent_layers
     coda_layers max_loop_iters num_experts num_experts_per_token d_expert n_kv_heads kv_lora_rank
     head_dim""".split()
-SIZES = {  # tiny: the toy of train_tiny.py, 20 nodes and the 20² edges between them
+SIZES = {  # tiny: the toy of train_tiny.py; V = 20 nodes + 20² edges
     "tiny": (420, 64, 128, 4, None, 1, 1, 1, 12, 8, 2, 64, 2, 64, None),
     "1B": (65_536, 4_096, 1536, 16, None, 2, 4, 2, 8, 32, 4, 1040, 8, 512, 128),
     "3B": (65_536, 8_192, 2048, 16, None, 2, 6, 2, 8, 64, 4, 1024, 8, 512, 128),
@@ -809,7 +810,7 @@ def get_model_config(name: str) -> MythosConfig:
     sizes = {size.lower(): numbers for size, numbers in SIZES.items()}
     numbers = sizes.get(str(name).lower())
     expect(numbers is not None, "name", name, f"one of {[*SIZES]}")
-    toy = numbers is SIZES["tiny"]  # whose prelude starts as the identity, and drowns nothing
+    toy = numbers is SIZES["tiny"]  # whose prelude train_tiny.py starts as the identity
     return MythosConfig(**dict(zip(SIZE_FIELDS, numbers, strict=True)), embed_norm=not toy)
 
 
@@ -819,7 +820,7 @@ def get_model_config(name: str) -> MythosConfig:
 
 
 def derive_widths(c: MythosConfig) -> SimpleNamespace:
-    """The fields of a config, with every width that is None replaced by its rule.
+    """The fields of a config; a width that is None follows its rule (q_lora_rank has none).
 
     Also rope_dim, how many numbers of a head RoPE rotates (GQA: all C; MLA: C/2 in addition to C),
     and row = W, how many numbers a token adds to the cache per layer application.
@@ -838,7 +839,7 @@ def derive_widths(c: MythosConfig) -> SimpleNamespace:
 
 
 def evaluation_mode(model: nn.Module) -> ExitStack:
-    """`with evaluation_mode(model):` afterwards each module has the mode back that it had."""
+    """Switches to eval() now; on leaving `with …:`, each module gets its own mode back."""
     at_exit = ExitStack()
     for module in model.modules():
         at_exit.callback(setattr, module, "training", module.training)
@@ -879,9 +880,9 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def traceable_grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
     """F.grouped_mm as an operator whose shapes and gradient are written below.
 
-    The gradient of the experts' weights is another use of it, with two 2-D arguments: for each
-    expert i, columns offs[i−1] up to offs[i] of x (in, pairs) times the same rows of the output's
-    gradient (pairs, out), which then goes by the name of `weight`.
+    With two 2-D arguments it computes the gradient of the experts' weights: for each expert i,
+    columns offs[i−1] up to offs[i] of x (in, pairs) times the same rows of `weight`, which is then
+    the output's gradient (pairs, out).
     """
     return F.grouped_mm(x, weight, offs=offs)
 

@@ -356,7 +356,7 @@ class Training:
             ends = stopped or self.done == self.steps
             if self.done % SAVE_EVERY == 0 or ends:
                 self.save()
-            if self.done % 25 == 0 or ends:
+            if self.done % 25 == 0 or self.done == 1 or ends:
                 pace = (self.seconds - before) / (self.done - first)  # seconds a step
                 speed, left = self.last[0].numel() / pace, pace * (self.steps - self.done)
                 line = f"step {self.done:4d}/{self.steps}  {told}  {speed:6,.0f} tokens/s"
@@ -432,7 +432,7 @@ def train(model: RecurrentDepthTransformer, task, *, steps: int, seed: int, chec
 
 
 def load_model(path: str | Path) -> RecurrentDepthTransformer:
-    """The model of a checkpoint, in evaluation mode, on the CPU."""
+    """The model of a checkpoint, in evaluation mode, on the CPU; of an unfinished training, too."""
     saved = load_checkpoint(Path(path))
     model = RecurrentDepthTransformer(MythosConfig(**saved["run"]["config"]))
     model.load_state_dict(saved["model"])
