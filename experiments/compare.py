@@ -240,6 +240,7 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
     started = time.perf_counter()
     numbers = {"task": kind, "variant": name, "seed": seed, "steps": steps}
     numbers |= {"parameters": num_params(model), "data_crc": task.data_crc}
+    numbers |= {"active_parameters": num_params(model, active=True)}
     try:
         how = dict(steps=steps, seed=seed, checkpoint=checkpoint)
         train(model, task, **how, resume=checkpoint.exists())

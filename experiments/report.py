@@ -137,8 +137,15 @@ def at_hops(hops: int, loops: int = Chains.test_loops) -> Column:
     return column
 
 
+def size(numbers: dict) -> str:
+    """All parameters, and in brackets how many of them a token uses, where experts make a
+    difference."""
+    every, active = numbers["parameters"], numbers["active_parameters"]
+    return f"{every:,}" + (f" ({active:,})" if active < every else "")
+
+
 PARAMETERS: dict[str, Column] = {
-    "parameters": lambda name, runs: f"{runs[0]['parameters']:,}",
+    "parameters (active)": lambda name, runs: size(runs[0]),
     "training TFLOPs": over(lambda n: n["train_flops"] / 1e12),
 }
 WORST = f"worst of 0–{NEAR} hops"

@@ -640,14 +640,16 @@ def test_a_dash_where_a_model_was_never_asked():
         ("flat-flops-told-long", 5, "| 100.0 | – | – |"),
         ("flat-flops", 5, "| 100.0 | 10.0 | 10.0 |"),
     ):
-        numbers = dict(accuracy=accuracy, parameters=1, train_flops=1e12, frontier=frontier)
+        numbers = dict(accuracy=accuracy, train_flops=1e12, frontier=frontier)
+        numbers |= dict(parameters=1, active_parameters=1)
         columns = {f"{k}": report.at_hops(k) for k in (5, 6, 10)}
         assert report.table({name: [numbers]}, columns).endswith(cells), name
 
 
 def test_readmes_table_compares_what_was_taught_alike():
     """A lead over a model that was taught otherwise, or that was never asked."""
-    numbers = {"seed": 10, "accuracy": {"12": [0.9] * 11, "0": [0.5] * 11}, "parameters": 1}
+    numbers = {"seed": 10, "accuracy": {"12": [0.9] * 11, "0": [0.5] * 11}, "parameters": 2}
+    numbers |= {"active_parameters": 1}
     numbers |= {"train_flops": 1e12, "frontier": 12, "rho": 0.5}
     numbers |= {"halting": {"accuracy": [0.8] * 11}}
     flat = {k: v for k, v in numbers.items() if k != "rho"} | {"accuracy": {"0": [0.5] * 11}}

@@ -117,7 +117,9 @@ def said(run):
         values = {key: values[key] for key in shown | more}
     if "variant" in run:
         values["curriculum's end"] = run["frontier"]
-        values["parameters"] = f"{run['parameters']:,}"
+        values["parameters (active)"] = f"{run['parameters']:,}"
+        if run["active_parameters"] != run["parameters"]:
+            values["parameters (active)"] += f" ({run['active_parameters']:,})"
         values["training TFLOPs"] = run["train_flops"] / 1e12
     if "rho" in run and looped and run["variant"] not in OWN_LOOP:
         values |= {f"state norm, loop {L}": norm for L, norm in run["state_norm"].items()}
