@@ -537,7 +537,7 @@ def write_report(path: Path) -> Path:
     for numbers in (json.loads(f.read_text("utf-8")) for f in files):
         lines += ["", "## {machine}, torch {torch}".format(**numbers), "", numbers["about"]]
         for heading, rows in numbers["parts"].items():
-            lines += ["", f"### {heading}", "", "| what | measured |", "|---|---|"]
+            lines += ["", f"### {heading.capitalize()}", "", "| what | measured |", "|---|---|"]
             lines += [f"| {what} | {value} |" for what, value in rows]
     write_text(speed, "\n".join(lines) + "\n")
     return speed
