@@ -25,7 +25,7 @@ to copy with them into a file of yours, besides `import torch`.
 
 Not here: training (train_tiny.py), tokenizers, dropout, multi-token prediction, multi-GPU code.
 The architecture is speculation, after OpenMythos, a community's guess at how a looped model might
-be built. It is not affiliated with Anthropic, nor confirmed by them.
+be built. Neither project is affiliated with Anthropic, and nobody has confirmed the architecture.
 
 Letters in equations and shapes. A *row* is what the cache keeps of a token, per layer and loop.
     N  sequences in the batch     D  d_model              H  query heads
@@ -145,7 +145,7 @@ class GroupedQueryAttention(nn.Module):
     forward: x (N, T, D), rope = `rope_angles` of x's positions -> (N, T, D). A token's row, which
     later tokens need, holds its keys and values: W = 2·G·C numbers. `append`, given when there is a
     cache, stores the new rows (N, T, W) and returns the rows of all tokens so far, (N, S, W).
-    attend: called as `causal_attention` is; `make_block` may pass another, say a sliding window.
+    attend: called as `causal_attention` is. For another, say a sliding window: see `make_block`.
 
     To lift it: `nn`, `F`, `Tensor`, `apply_rope`, `causal_attention`.
     """
@@ -398,10 +398,10 @@ class StateUpdate(nn.Module):
     """The linear part of the loop: h_{t+1} = A·h_t + B·e + R(h_t, e), each (N, T, D).
 
     A and B are diagonal, D numbers each. A diagonal A loses little: a diagonalisable A is diagonal
-    in some basis, and the layers around it, which can mix channels freely, learn that basis. Only
-    rotating a pair of channels is left to R. What it buys: the spectral radius rho(A) = max|A_i|
-    costs nothing to know, and is *bounded* for every value of the parameter `a` (unless the target
-    is None):
+    in some basis, and the layers around it, which can mix channels freely, can learn that basis.
+    Only rotating a pair of channels is left to R. What it buys: the spectral radius, rho(A) =
+    max|A_i|, costs nothing to know, and is *bounded* for every value of the parameter `a` (unless
+    the target is None):
 
         A = target · (1 − 2^-8) · sigmoid(a)   hence rho(A) < target
 
@@ -521,6 +521,7 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
 def make_block(w: SimpleNamespace, experts: bool) -> Block:
     """A block with attention of the config's type, and with experts or a dense SwiGLU.
 
+    To attend otherwise, pass `attend` to both attentions here.
     w: the config's fields, widths filled in, from `derive_widths`.
     """
     heads = dict(d_model=w.d_model, n_heads=w.n_heads, head_dim=w.head_dim)
@@ -678,7 +679,7 @@ class RecurrentDepthTransformer(nn.Module):
         """h_L, the state after the last loop (N, T, D), and the loops that each token used (N, T).
 
         `states`, if given, collects h_1, h_2, … The answer is the *last* state: a weighted sum over
-        loops would tie the model to the depth that it was trained at.
+        loops may tie the model to the depth that it was trained at.
 
         Halting needs a cache. Say loop s is the last that a token runs. Its state stays h_{s+1},
         and in the slots of later loops the cache gets a copy of its rows of loop s. So in loop t a

@@ -8,9 +8,10 @@
 
 Beside it, in the same run, two other packages if they are installed (neither is needed):
     pip install --no-deps open-mythos==0.5.0       pip install transformers
-Whatever is compared takes turns, round by round, and the ratio of the medians is shown: on a busy
-machine a ratio means more than a rate. Each row goes to the screen and at once to a JSON file: an
-interrupted run loses nothing. SPEED.md has them as tables; with --results it lies beside that JSON.
+Programs that are compared take turns, round by round, and the ratio of the medians is shown: on a
+busy machine a ratio means more than a rate. Each row goes to the screen and at once to a JSON file:
+an interrupted run keeps what it measured. SPEED.md has them as tables; with --results it lies
+beside that JSON. For a GPU: experiments/gpu.py.
 """
 
 import argparse
@@ -59,6 +60,7 @@ CONTEXTS = (64, 256, 768, 1024)
 LOOPS = (1, 2, 4, 8, 16)
 ROUNDS = 5
 PRODUCT = 2048
+TOKENS = 4  # decoded in one call
 SEQUENCES = 25  # of the toy's test, for halting
 
 
@@ -87,14 +89,15 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def precision(device: torch.device):
-    """fp32 on a CPU; on a GPU bf16 where autocast puts it, as in train_tiny.py."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def precision(weight: Tensor):
+    """For fp32 weights on a GPU, bf16 where autocast puts it, as in train_tiny.py; else nothing."""
+    on = weight.is_cuda and weight.dtype == torch.float32
+    return torch.autocast(weight.device.type, torch.bfloat16, enabled=on)
 
 
 def products(device: torch.device, config: MythosConfig) -> tuple[Callable[[], object], int]:
-    """Bare matrix products at the shapes of one looped block's weights, the limit of what training
-    can reach: a call that does them, and its FLOPs."""
+    """Bare matrix products at the shapes of one looped block's weights, a yardstick for training: a
+    call that does them, and its FLOPs."""
     model = RecurrentDepthTransformer(config)
     n, shapes = BATCH * LENGTH, []
     for p in model.recurrent[0].parameters():  # norms, of one dimension, multiply nothing
@@ -103,11 +106,11 @@ def products(device: torch.device, config: MythosConfig) -> tuple[Callable[[], o
         elif p.dim() == 3:  # each expert gets its share of the tokens
             rows = n * config.num_experts_per_token // config.num_experts
             shapes += [(rows, *p.shape[1:])] * config.num_experts
-    pairs = [(random(device, m, k), random(device, k, n)) for m, k, n in shapes]
+    pairs = [(normal(device, m, k), normal(device, k, n)) for m, k, n in shapes]
     return lambda: [a @ b for a, b in pairs], sum(2 * m * k * n for m, k, n in shapes)
 
 
-def random(device: torch.device, *shape: int) -> Tensor:
+def normal(device: torch.device, *shape: int) -> Tensor:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.randn(shape, device=device).to(dtype)
 
@@ -115,7 +118,7 @@ def random(device: torch.device, *shape: int) -> Tensor:
 def train_step(model: torch.nn.Module, tokens: Tensor, loss: Callable) -> None:
     """Forward and backward, no optimizer."""
     model.zero_grad()
-    with precision(tokens.device):
+    with precision(next(model.parameters())):
         value = loss(model, tokens)
     value.backward()
 
@@ -131,34 +134,38 @@ def their_loss(model: torch.nn.Module, tokens: Tensor) -> Tensor:
 
 
 def decoder(model: RecurrentDepthTransformer, context: int) -> Callable[[], None]:
-    """A call that decodes 4 tokens with `context` cached ones; it can be repeated."""
+    """A call that decodes TOKENS tokens with `context` cached ones; it can be repeated."""
     device = model.head.weight.device
-    cache = model.new_cache(DECODE_BATCH, context + 4)
+    cache = model.new_cache(DECODE_BATCH, context + TOKENS)
     prompt = torch.randint(model.config.vocab_size, (DECODE_BATCH, context), device=device)
 
     def decode(tokens: Tensor) -> None:
-        with precision(device):
+        with precision(model.head.weight):
             model(tokens, cache=cache)
 
     decode(prompt)
 
     def call() -> None:
         cache.n_tokens = context  # forget the tokens of the call before
-        for _ in range(4):
+        for _ in range(TOKENS):
             decode(prompt[:, :1])
 
     return call
 
 
 def loop_over_experts(moe: MixtureOfExperts, x: Tensor) -> Tensor:
-    """MixtureOfExperts.dispatch and route as one reads them in the paper; x (n, D) -> (n, D)."""
+    """MixtureOfExperts.dispatch and route, one expert after the other; x (n, D) -> (n, D).
+
+    unbind, since the backward of gate_up_proj[i] would fill a gradient as large as all experts.
+    """
     chosen, gates = moe.route(x)
     out = torch.zeros_like(x)
-    for i in range(len(moe.router_bias)):
+    experts = zip(moe.gate_up_proj.unbind(0), moe.down_proj.unbind(0), strict=True)
+    for i, (gate_up, down) in enumerate(experts):
         token, k = (chosen == i).nonzero(as_tuple=True)
-        gate, up = (x[token] @ moe.gate_up_proj[i]).chunk(2, dim=-1)
+        gate, up = (x[token] @ gate_up).chunk(2, dim=-1)
         hidden = F.silu(gate) * up
-        out = out.index_add(0, token, gates[token, k, None] * (hidden @ moe.down_proj[i]))
+        out = out.index_add(0, token, gates[token, k, None] * (hidden @ down))
     return out
 
 
@@ -211,7 +218,7 @@ def their_decoder(model, context: int, vocab_size: int) -> Callable[[], None]:
 
     def call() -> None:
         cache = {key: dict(value) for key, value in full.items()}
-        for i in range(4):
+        for i in range(TOKENS):
             model(prompt[:, :1], kv_cache=cache, start_pos=context + i)
 
     return call
@@ -250,7 +257,7 @@ Rows = Iterator[tuple[str, str]]
 
 def training(device: torch.device) -> Rows:
     """Tokens/s, FLOP/s and share of the limit; beside the other packages where installed."""
-    a, b = random(device, 2, PRODUCT, PRODUCT)
+    a, b = normal(device, 2, PRODUCT, PRODUCT)
     (took,) = seconds(lambda: a @ b)
     yield f"a matrix product of {PRODUCT}³", rate(2 * PRODUCT**3 / took)
     tokens = torch.randint(SHAPE.vocab_size, (BATCH, LENGTH), device=device)
@@ -292,8 +299,8 @@ def where_time_goes(device: torch.device) -> Rows:
     step()
     kinds = {"matrix products": 0.0, "attention kernel": 0.0, "all else": 0.0}
     for event in operators(step):
-        products = event.key in ("aten::mm", "aten::bmm", "aten::addmm", "aten::_grouped_mm")
-        kind = "matrix products" if products else "all else"
+        product = event.key in ("aten::mm", "aten::bmm", "aten::addmm", "aten::_grouped_mm")
+        kind = "matrix products" if product else "all else"
         kind = "attention kernel" if "scaled_dot_product" in event.key else kind
         kinds[kind] += event.self_cpu_time_total
     total = sum(kinds.values())
@@ -340,7 +347,7 @@ def decoding(device: torch.device) -> Rows:
     for context in CONTEXTS:
         absorbed = decoder(mla, context)
         times = seconds(absorbed, expanded(absorbed), decoder(gqa, context))
-        a, e, g = (f"{4 / t:.0f}" for t in times)
+        a, e, g = (f"{TOKENS / t:.0f}" for t in times)
         what = f"decoding, {context} tokens cached, steps/s"
         yield what, f"MLA {a}, MLA expanded {e}, GQA {g}"
     for model in (mla, many):
@@ -349,22 +356,22 @@ def decoding(device: torch.device) -> Rows:
             other = their_decoder(theirs.eval(), context, SHAPE.vocab_size)
             mine, its = seconds(decoder(model, context), other)
             what = f"decoding, {model.config.num_experts} experts, {context} tokens cached"
-            yield what, f"{4 / mine:.0f} steps/s"
-            yield "  OpenMythos 0.5.0", beside(4 / its, its / mine, "steps")
+            yield what, f"{TOKENS / mine:.0f} steps/s"
+            yield "  OpenMythos 0.5.0", beside(TOKENS / its, its / mine, "steps")
     by_experts = [RecurrentDepthTransformer(many.config, num_experts=E) for E in (8, 64, 256)]
     times = seconds(*[decoder(m.to(device).eval(), 64) for m in by_experts])
-    text = ", ".join(f"{4 / t:.0f}" for t in times)
+    text = ", ".join(f"{TOKENS / t:.0f}" for t in times)
     yield "decoding, 4 of 8, 64, 256 experts of width 64, steps/s", text
     token = decoder(mla, CONTEXTS[0])
     calls = count_operators(token)
     with mock.patch.object(mythos, "grouped_mm", lambda x, w, _: x.new_empty(len(x), w.shape[-1])):
         inside = calls - count_operators(token)
-    text = f"{calls // 4:,}; {inside // 4:,} of them by F.grouped_mm itself, for each expert a few"
+    text = f"{calls // TOKENS:,}; {inside // TOKENS:,} of them within F.grouped_mm"
     yield "operators called to decode one token, 8 experts", text
     for model in (mla, many):
-        shares = ", ".join(f"{cause} {share:.0%}" for cause, share in where(token).items())
-        yield f"  where its time goes, {model.config.num_experts} experts", shares
-        token = decoder(many, CONTEXTS[0])
+        shares = where(decoder(model, CONTEXTS[0])).items()
+        text = ", ".join(f"{cause} {share:.0%}" for cause, share in shares)
+        yield f"  where its time goes, {model.config.num_experts} experts", text
 
 
 CAUSES = {
@@ -377,8 +384,8 @@ CAUSES = {
 
 
 def where(call: Callable[[], object]) -> dict[str, float]:
-    """Each cause's share of the time of a call, largest first; what one causes within another is
-    the inner one's."""
+    """Each cause's share of the time of a call, largest first. Nested time counts for the inner
+    cause only, and what the clock itself takes for the outer one."""
     spent, inner = dict.fromkeys([*CAUSES, "all else"], 0.0), [0.0]
 
     def timed(cause: str, real: Callable) -> Callable:
@@ -434,7 +441,7 @@ def halting(checkpoint: Path, device: torch.device, sequences: int = SEQUENCES) 
         loops = seen["loops_used"][:, n:].float().mean().item()
         halts, never = (statistics.fmean(right[key]) for key in (threshold, None))
         text = f"{fixed / took:.2f} times as fast as {L} loops for all; {loops:.1f} loops a query"
-        text += f"; {halts:.1%} right, without halting {never:.1%}"
+        text += f"; of {len(right[None])} answers {halts:.1%} right, without halting {never:.1%}"
         yield f"the toy's {n} queries one by one, halting below {threshold}", text
 
 
@@ -453,7 +460,7 @@ def experts(device: torch.device) -> Rows:
         text = f"{1e3 * grouped:.0f} ms, as a loop {1e3 * loop:.0f} ms"
         text += f": {loop / grouped:.1f} times as fast"
         yield f"4 of {E} experts of width 64, forward and backward", text
-    eight, few, many = (random(device, *shape) for shape in ((8, 64), (8, 64, 64), (256, 64, 64)))
+    eight, few, many = (normal(device, *shape) for shape in ((8, 64), (8, 64, 64), (256, 64, 64)))
     ends = torch.full((256,), 8, dtype=torch.int32, device=device)  # the first gets all 8 rows
     calls = [partial(F.grouped_mm, eight, w, offs=ends[: len(w)]) for w in (few, many)]
     short, long = seconds(*calls)
@@ -509,24 +516,25 @@ def compiled_decoding(model, other, device: torch.device) -> Rows:
         if theirs is not None:
             calls.append(their_decoder(theirs.eval(), context, SHAPE.vocab_size))
         eager, fast, *its = seconds(*calls)
-        text = f"{4 / fast:.0f} steps/s: {eager / fast:.2f} times as fast as eager"
+        text = f"{TOKENS / fast:.0f} steps/s: {eager / fast:.2f} times as fast as eager"
         yield f"decoding, 8 experts, compiled, {context} tokens cached", text
         for took in its:
-            yield "  OpenMythos 0.5.0, not compiled", beside(4 / took, took / fast, "steps")
+            yield "  OpenMythos 0.5.0, not compiled", beside(TOKENS / took, took / fast, "steps")
 
 
 HOW_TO_READ = f"""Made by `python -m experiments.bench{{flags}}`, {{threads}} threads.
 
-**Read the ratios, not the rates**: what is compared takes turns in one run, and the ratio of the
-medians is given. The model has {SHAPE.prelude_layers} prelude layer, {SHAPE.recurrent_layers} layer
-looped {SHAPE.max_loop_iters} times and {SHAPE.coda_layers} coda layer, width {SHAPE.d_model}, with
-MLA; the batch is {BATCH} × {LENGTH} tokens; decoding is one step for {DECODE_BATCH} sequences.
-OpenMythos' early exit is off: untrained, it would leave before the last loop.
+**Read the ratios, not the rates**: programs that are compared take turns in one run, and the ratio
+of the medians is given. Training is forward and backward, without an optimizer. The model has
+{SHAPE.prelude_layers} prelude layer, {SHAPE.recurrent_layers} layer looped {SHAPE.max_loop_iters}
+times and {SHAPE.coda_layers} coda layer, width {SHAPE.d_model}, with MLA; the batch is
+{BATCH} × {LENGTH} tokens; decoding is one step for {DECODE_BATCH} sequences. OpenMythos has its own
+layers, of other FLOPs; its early exit is off: untrained, it would leave before the last loop.
 
-What limits what: training, the rate of bare products at the shapes of the block's weights (without
-experts and MLA the same looped code has the layers of a Llama: those rows show what the two cost);
-decoding at this size, the calling of operators, whose number does not depend on the width; many
-experts on a CPU, that `F.grouped_mm` visits those without a token, too."""
+A yardstick for training: bare products at the shapes of the block's weights. (Without experts and
+MLA the same looped code has the layers of a Llama: those rows show what the two cost.) What limits
+decoding with a short cache at this size is calling operators, whose number does not depend on the
+width; with many experts, that `F.grouped_mm` visits those without a token, too."""
 
 
 def write_report(path: Path) -> Path:
@@ -536,6 +544,7 @@ def write_report(path: Path) -> Path:
     speed, lines = SPEED if own else path.with_name("SPEED.md"), ["# Speed"]
     for numbers in (json.loads(f.read_text("utf-8")) for f in files):
         lines += ["", "## {machine}, torch {torch}".format(**numbers), "", numbers["about"]]
+        lines += ["", f"*Edited since: {numbers['edited']}*"] if "edited" in numbers else []
         for heading, rows in numbers["parts"].items():
             lines += ["", f"### {heading.capitalize()}", "", "| what | measured |", "|---|---|"]
             lines += [f"| {what} | {value} |" for what, value in rows]
@@ -555,10 +564,13 @@ def run_parts(parts: dict, device: torch.device, path: Path, about: str, keep=Fa
     torch.manual_seed(0)
     old = json.loads(path.read_text("utf-8")) if keep and path.is_file() else {}
     numbers = describe_machine(device) | {"about": about, "seconds": 0.0}
-    numbers["parts"] = old.get("parts", {})
     numbers["machine"] += f", {os.cpu_count()} cores"
     if device.type == "cuda":
         numbers["machine"] = torch.cuda.get_device_name(device)
+    for key in ("machine", "torch"):  # one table, one machine
+        got = old.get(key, numbers[key])
+        expect(got == numbers[key], f"{path.name}, {key}", got, f"{numbers[key]}, as now")
+    numbers["parts"] = old.get("parts", {})
     started = time.perf_counter()
     for heading, measures in parts.items():
         say(f"\n{heading}")
@@ -586,7 +598,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="of `train_tiny.py`: measure halting on it")
     parser.add_argument("--compile", action="store_true", help="also torch.compile (minutes)")
     parser.add_argument("--report", action="store_true", help="only write SPEED.md from the JSON")
-    parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
+    parser.add_argument("--device", default="cpu", help="default: cpu; a GPU: experiments.gpu")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON; SPEED.md beside it")
     args = parser.parse_args(arguments)
     try:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Does Mythos work on this GPU, and how fast is it there?
 
-    python -m experiments.gpu                   about 4 minutes on one card of 80 GiB or more
+    python -m experiments.gpu                   about 4 minutes on an H200
     python -m experiments.gpu --only training   one part; the others are kept
 
 The tests of the model on the GPU; the toy and the text task up to their verdicts; training in bf16,
 from the toy to a model of 1B parameters; decoding, eager and from a CUDA graph; halting; memory.
-Each row goes to the screen and at once to a JSON file; SPEED.md has them as tables. The command
-ends with 1 if a test failed or a verdict was FAIL. It runs on a CPU, too, if you have the patience.
+Each row goes to the screen and at once to a JSON file; SPEED.md has them as tables. What a card's
+memory is too small for, says so. The command ends with 1 if a test failed or a verdict was FAIL.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from experiments import bench, measure
-from experiments.bench import Rows, our_loss, random, seconds, their_loss, train_step
+from experiments.bench import Rows, normal, our_loss, seconds, their_loss, train_step
 from experiments.command import find_device, run_as_program
 from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer, get_model_config
 
@@ -44,11 +44,11 @@ LOOPS = (1, 2, 4, 8)
 
 
 def tests(device: torch.device) -> Rows:
-    """What equals what on the CPU, on this device."""
+    """The equality tests, on this device."""
     command = [sys.executable, "-m", "pytest", "-q", "-k", device.type, *TESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines() or [done.stderr]
-    told = lines[-1].strip("= ") + " (nothing ran: failed)" * (" passed" not in lines[-1])
+    lines = [*(done.stderr + done.stdout).strip().splitlines()] or ["no output"]
+    told = lines[-1].strip("= ") + f" (failed: exit {done.returncode})" * (done.returncode != 0)
     yield f"`pytest -k {device.type}` of what has a device", told
     for line in lines:
         if line.startswith(("FAILED", "ERROR")):
@@ -98,7 +98,7 @@ def build(device: torch.device, config: MythosConfig) -> RecurrentDepthTransform
 
 def training(device: torch.device) -> Rows:
     """Whole steps: forward and backward with bf16 autocast, fused AdamW, router bias."""
-    a, b = random(device, 2, PRODUCT, PRODUCT)
+    a, b = normal(device, 2, PRODUCT, PRODUCT)
     (took,) = seconds(partial(torch.matmul, a, b))
     card = 2 * PRODUCT**3 / took
     yield f"a matrix product of {PRODUCT}³", bench.rate(card)
@@ -110,45 +110,54 @@ def training(device: torch.device) -> Rows:
         (f"{LARGE}, GQA", replace(large, attention_type="gqa"), batch),
         (f"{LARGE}, GQA, no experts", replace(large, **dense), batch),
     ):
+        flops = forward_flops(config, shape)
         for compiled in (False, True):
-            model = build(device, config).train()
-            what = f"{name}: {describe(model, shape)}"
-            yield from training_row(what, model, our_loss, forward_flops(model, shape),
-                                    compiled, shape, card)  # fmt: skip
-    flops = forward_flops(build(torch.device("meta"), large), batch)
+            make = partial(build, device, config)
+            yield training_row(name, make, our_loss, flops, compiled, shape, card)
+    flops = forward_flops(large, batch)
+    name = f"a Llama with the FLOPs of {LARGE} (transformers)"
+    make = partial(bench.llama, flops, large, device, batch[1])
     for compiled in (False, True):
-        other = bench.llama(flops, large, device, batch[1])
-        if other is not None:
-            what = f"a Llama with the FLOPs of {LARGE} (transformers)"
-            yield from training_row(what, other.train(), their_loss, flops, compiled, batch, card)
+        yield training_row(name, make, their_loss, flops, compiled, batch, card)
     with one_process(device):
-        model = build(device, large).train()
-        what = f"{LARGE}, weights cast once a step (FSDP's mixed precision)"
-        policy = MixedPrecisionPolicy(param_dtype=random(device, 1).dtype)
-        mesh = init_device_mesh(device.type, (1,))
-        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-        yield from training_row(what, model, our_loss, flops, True, batch, card)
+        name = f"{LARGE}, weights cast once a step (FSDP's mixed precision)"
+        make = partial(sharded, device, large)
+        yield training_row(name, make, our_loss, flops, True, batch, card)
 
 
-def training_row(what: str, model, loss: Callable, flops: int, compiled: bool, batch, card) -> Rows:
-    """Measures, and frees the memory; flops: of a forward, per token."""
-    layers = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+def training_row(name: str, make: Callable, loss: Callable, flops: int, compiled: bool, batch,
+                 card: float) -> tuple[str, str]:  # fmt: skip
+    """Makes a model, measures it and lets go of it. flops: of a forward, per token."""
     torch.compiler.reset()  # it counts the graphs of all models so far, and stops after 8
-    for block in (block for stack in layers for block in stack if compiled):
+    model = make()
+    if model is None:
+        return name, "not installed"
+    size = sum(p.numel() for p in model.parameters())
+    what = f"{name}: {size:,} parameters, {batch[0]} × {batch[1]} tokens"
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    for block in (block for stack in stacks for block in stack if compiled):
         block.compile()  # one graph serves all blocks of a kind, and any number of loops
-    device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-    tokens = torch.randint(100, batch, device=device)
-    try:
-        (took,) = seconds(partial(whole_step, model, optimizer, tokens, loss))
+    tokens = torch.randint(100, batch, device=next(model.parameters()).device)
+
+    def measure() -> str:
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+        (took,) = seconds(partial(whole_step, model.train(), optimizer, tokens, loss))
         speed = 3 * flops * tokens.numel() / took
-        text = f"{tokens.numel() / took:,.0f} tokens/s, {bench.rate(speed)}"
-        text += f", {100 * speed / card:.3g}% of the product's"
+        told = f"{tokens.numel() / took:,.0f} tokens/s of {flops / 1e9:.2f} GFLOP forward"
+        return f"{told}: {bench.rate(speed)}, {100 * speed / card:.3g}% of the product's"
+
+    return f"{what}, {'blocks compiled' if compiled else 'eager'}", if_it_fits(measure)
+
+
+def if_it_fits(measure: Callable[[], str]) -> str:
+    """What it measured, or that the GPU's memory is too small. Then the next one needs the room."""
+    try:
+        return measure()
     except torch.OutOfMemoryError:
-        text = "more memory than there is"
-    yield f"{what}, {'blocks compiled' if compiled else 'eager'}", text
-    del model, optimizer, layers
-    clear(device)
+        return "more memory than there is"
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def large_batch(device: torch.device) -> tuple[int, int]:
@@ -158,53 +167,51 @@ def large_batch(device: torch.device) -> tuple[int, int]:
     return (2 * N if roomy else N), T
 
 
+def sharded(device: torch.device, config: MythosConfig) -> nn.Module:
+    policy = MixedPrecisionPolicy(param_dtype=normal(device, 1).dtype)
+    mesh = init_device_mesh(device.type, (1,))
+    model = build(device, config)
+    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
 @contextmanager
 def one_process(device: torch.device):
     """FSDP wants a process group; this is one of a single process."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
-def describe(model: RecurrentDepthTransformer, batch: tuple[int, int]) -> str:
-    size, loops = measure.num_params(model), model.config.max_loop_iters
-    return f"{size:,} parameters, {loops} loops, {batch[0]} × {batch[1]} tokens"
-
-
-def forward_flops(model: RecurrentDepthTransformer, batch) -> int:
+def forward_flops(config: MythosConfig, batch: tuple[int, int]) -> int:
+    model = build(torch.device("meta"), config)
     return measure.flops_per_token(model, context=batch[1] // 2)
-
-
-def clear(device: torch.device) -> None:
-    """Free what the last model has left: the next one needs the room."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def experts(device: torch.device) -> Rows:
     """The expert layer of the large model, forward and backward in bf16, with other numbers E."""
     c = get_model_config(LARGE)
-    x = random(device, 1, LARGE_BATCH[0] * LARGE_BATCH[1], c.d_model)
+    x = normal(device, 1, LARGE_BATCH[0] * LARGE_BATCH[1], c.d_model)
     for E in (8, 64, 256):
-        with device:
-            moe = MixtureOfExperts(c.d_model, c.d_expert, E, c.num_experts_per_token)
-        moe = moe.to(x.dtype)
 
-        def run(layer: Callable, moe=moe) -> None:
-            moe.zero_grad()
-            layer().sum().backward()
+        def measure(E=E) -> str:
+            with device:
+                moe = MixtureOfExperts(c.d_model, c.d_expert, E, c.num_experts_per_token)
+            moe = moe.to(x.dtype)
 
-        layers = partial(moe, x), partial(bench.loop_over_experts, moe, x[0])
-        grouped, loop = seconds(*[partial(run, layer) for layer in layers])
-        text = f"{1e3 * grouped:.1f} ms, as a loop {1e3 * loop:.1f} ms"
-        what = (
-            f"{c.num_experts_per_token} of {E} experts of width {c.d_expert}, {x.shape[1]} tokens"
-        )
-        yield what, f"{text}: {loop / grouped:.1f} times as fast"
-        del moe, layers
-        clear(device)
+            def run(layer: Callable) -> None:
+                moe.zero_grad()
+                layer().sum().backward()
+
+            layers = partial(moe, x), partial(bench.loop_over_experts, moe, x[0])
+            grouped, loop = seconds(*[partial(run, layer) for layer in layers])
+            text = f"{1e3 * grouped:.1f} ms, as a loop {1e3 * loop:.1f} ms"
+            return f"{text}: {loop / grouped:.1f} times as fast"
+
+        what = f"{c.num_experts_per_token} of {E} experts of width {c.d_expert}"
+        yield f"{what}, {x.shape[1]:,} tokens, forward and backward", if_it_fits(measure)
 
 
 def memory(device: torch.device) -> Rows:
@@ -214,11 +221,15 @@ def memory(device: torch.device) -> Rows:
     model = build(device, get_model_config(LARGE)).train()
     tokens = torch.randint(100, LARGE_BATCH, device=device)
     for k in LOOPS:
-        torch.cuda.reset_peak_memory_stats()
-        train_step(model, tokens, lambda m, x, k=k: m(x, x, grad_loops=k)[1])
-        most = torch.cuda.max_memory_allocated() / 2**30
-        yield f"{LARGE}, forward and backward, grad_loops {k}", f"{most:.1f} GiB at most"
-        clear(device)
+
+        def measure(k=k) -> str:
+            torch.cuda.reset_peak_memory_stats()
+            train_step(model, tokens, lambda m, x: m(x, x, grad_loops=k)[1])
+            return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most"
+
+        N, T = LARGE_BATCH
+        what = f"{LARGE}, {N} × {T} tokens, forward and backward, grad_loops {k}"
+        yield what, if_it_fits(measure)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -229,27 +240,28 @@ def memory(device: torch.device) -> Rows:
 @torch.no_grad()
 def decoding(device: torch.device) -> Rows:
     """Steps/s of a large bf16 model: one new token for each of the sequences."""
-    large = get_model_config(LARGE)
-    for name, options in (
-        ("MLA", {}), ("GQA", dict(attention_type="gqa")),
-        *((f"one looped layer, {E} experts", dict(num_experts=E, recurrent_layers=1))
-          for E in (8, 64, 256)),
-    ):  # fmt: skip
-        model = build(device, replace(large, **options)).eval().to(random(device, 1).dtype)
-        for context in CONTEXTS if not options.get("num_experts") else CONTEXTS[:1]:
-            calls = [bench.decoder(model, context)]
-            if device.type == "cuda":
-                calls.append(graphed(model, context))
-            eager, *replayed = (4 / t for t in seconds(*calls))
-            text = f"{eager:.1f} steps/s"
-            text += "".join(f", from a CUDA graph {r:.1f}: {r / eager:.1f} times" for r in replayed)
-            yield f"{LARGE}, {name}, {context} tokens cached", text
-        del model, calls
-        clear(device)
+    one = dict(recurrent_layers=1)
+    large, cases = get_model_config(LARGE), {f"{LARGE}, MLA": {}}
+    cases |= {f"{LARGE}, GQA": dict(attention_type="gqa")}
+    cases |= {f"one looped layer, {E} experts": dict(num_experts=E) | one for E in (8, 64, 256)}
+    for name, options in cases.items():
+        for context in CONTEXTS[: 1 if "num_experts" in options else None]:
+
+            def measure(options=options, context=context) -> str:
+                config = replace(large, **options)
+                model = build(device, config).eval().to(normal(device, 1).dtype)
+                calls = [bench.decoder(model, context)]
+                if device.type == "cuda":
+                    calls.append(graphed(model, context))
+                eager, *replayed = (bench.TOKENS / t for t in seconds(*calls))
+                more = (f", from a CUDA graph {r:.1f}: {r / eager:.1f} times" for r in replayed)
+                return f"{eager:.1f} steps/s" + "".join(more)
+
+            yield f"{name}, {context} tokens cached", if_it_fits(measure)
 
 
 def graphed(model: RecurrentDepthTransformer, context: int) -> Callable[[], None]:
-    """A call that decodes one token 4 times from a CUDA graph, which does not wait for Python.
+    """A call that decodes one token TOKENS times from a CUDA graph, without Python's calls.
 
     A graph is of one length only; what it shows is what the kernels alone need.
     """
@@ -272,7 +284,7 @@ def graphed(model: RecurrentDepthTransformer, context: int) -> Callable[[], None
     with torch.cuda.graph(graph):
         step()
     # A graph knows addresses only: `step` keeps alive what lies there.
-    return lambda keep=step: [graph.replay() for _ in range(4)]
+    return lambda keep=step: [graph.replay() for _ in range(bench.TOKENS)]
 
 
 PARTS = dict(
@@ -287,11 +299,12 @@ def how_to_read() -> str:
     return f"""Made by `python -m experiments.gpu`.
 
 Training is in bf16 where autocast puts it, with fp32 weights; a step is forward, backward, fused
-AdamW and the router's bias. Its FLOPs are 3 times the forward's, as usual, and are compared with
-one large bf16 product on the same card. {LARGE} has {layers} + {config.coda_layers} layers.
-Decoding is one step for {bench.DECODE_BATCH} sequences, in bf16; a CUDA graph fits one length only,
-and shows what is left once Python need not call each operator. All are medians of {bench.ROUNDS}
-rounds."""
+AdamW and the router's bias, on one batch of random tokens. Its FLOPs are 3 times the forward's, as
+usual, and are compared with one large bf16 product on the same card. {LARGE} has
+{layers} + {config.coda_layers} layers. Decoding is one step for {bench.DECODE_BATCH} sequences, in
+bf16. A CUDA graph fits one length only, and shows what is left without Python's calls and without
+the check of ids, which waits for the GPU. Times in Training, Experts and Decoding are medians of
+{bench.ROUNDS} rounds."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -304,10 +317,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         path, device = bench.results_path(args.results), find_device(args.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        parts = {args.only: PARTS[args.only]} if args.only else PARTS
+        rows = bench.run_parts(parts, device, path, how_to_read(), keep=args.only is not None)
     except ValueError as error:
         parser.error(str(error))
-    parts = {args.only: PARTS[args.only]} if args.only else PARTS
-    rows = bench.run_parts(parts, device, path, how_to_read(), keep=args.only is not None)
     return int(any("FAIL" in value or " failed" in value for _, value in rows))
 
 

@@ -478,8 +478,8 @@ def readme_points(chains: Runs, circuits: Runs, text: Runs) -> str:
         f"{fixed(circuits['loop'])}, with a threshold ten times smaller: a gate that waits for its "
         "operands also stands still.",
         "* **Language.** Bytes of Python's library. Two loops save, in bits per byte (a minus is a "
-        f"loss): {once} over the same model run once; {plain} over 4 plain layers, as many "
-        f"parameters; {deeper} over 6 plain layers, as many FLOPs.",
+        f"loss): {once} over the same model trained with one loop; {plain} over 4 plain layers, as "
+        f"many parameters; {deeper} over 6 plain layers, as many FLOPs.",
     )
     return "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in points)
 

@@ -32,7 +32,7 @@ RENAMED = {
     "none halts, 32 loops": "none halts",
     "14 hops, 16 loops": "14 hops",
 }
-READ = {FILES / "bench.json"}  # which is no table's
+READ = {FILES / "bench.json", FILES / "gpu.json"}  # of SPEED.md
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?( ± \d+(\.\d+)?)?")
 
 

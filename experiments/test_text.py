@@ -41,12 +41,13 @@ def test_command_line_text_learns_and_is_scored_in_bits(small, tmp_path, capsys)
     assert text.main([*flags, "40", "--data", str(tmp_path / "data")]) == 0
     numbers = json.loads((tmp_path / "text-data-mla-seed0-steps40.json").read_text())
     assert max(numbers["bits_per_byte"].values()) < 4
-    whole = numbers["compressors"]["zlib -9, whole files"]
-    held_out = (b"abcd" * 1200)[: 1 + 4800 // 20]
+    whole = numbers["compressors"]["zlib -9, all at once"]
+    all_of_it = b"abcd" * 1200  # in 20 pieces of 241 bytes, of which each 10th is held out
+    held_out = all_of_it[:241] + all_of_it[2410:2651]
     assert whole == 8 * len(zlib.compress(held_out, 9)) / len(held_out)
     out = capsys.readouterr().out
     assert numbers["sample"].startswith("def ") and "lzma" in out
-    assert f"{tmp_path}/data: 4,559 bytes to train on, 241 to test" in out
+    assert f"{tmp_path}/data: 4,318 bytes to train on, 482 to test" in out
     # Random bytes would pass, too: lower than what the compressors make of them.
     assert "No verdict" in out and "PASS\n" not in out and numbers["checks"] == []
     assert text.main([*flags, "1", "--data", str(tmp_path / "data" / "a")]) == 0
@@ -81,11 +82,14 @@ def test_hidden_files_are_no_text_and_few_files_are_cut_into_pieces(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.txt").write_bytes(f"Chapter {i}. ".encode() * 3000)
     task = Text(tmp_path)
-    assert task.test.startswith(b"Chapter 0. ") and len(task.test) == 1 + 3 * 33_000 // 20
+    assert task.test.startswith(b"Chapter 0. ") and len(task.test) == 2 * (1 + 3 * 33_000 // 20)
     assert bytes(task.train_data.numpy()).endswith(b"Chapter 2. ")
-    for i in range(60):  # now each 40th file is held out whole
-        (tmp_path / f"{i}.txt").write_bytes(f"Chapter {i:02d}. ".encode() * 30)
-    assert Text(tmp_path).test == b"Chapter 00. " * 30 + b"Chapter 45. " * 30
+    for i in range(60):  # now each 10th file is held out, and gives no more than its share
+        (tmp_path / f"{i:02d}.txt").write_bytes(f"Chapter {i:02d}. ".encode() * 30)
+    (tmp_path / "10.txt").write_bytes(b"-" * 60_000 + b"Table" * 5_000 + b"-" * 60_000)
+    held_out = [f"Chapter {i:02d}. ".encode() * 30 for i in (0, 10, 20, 30, 40, 50)]
+    held_out[1] = b"Table" * 5_000  # 150,000 / 6, from the middle
+    assert Text(tmp_path).test == b"".join(held_out)
 
 
 def test_text_of_an_untrained_uniform_model_costs_eight_bits(small, tmp_path):
@@ -163,7 +167,7 @@ def test_text_report_fails_what_should_fail(small, monkeypatch, tmp_path):
         assert [
             g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]
         ] == verdicts
-    assert results["checks"][0][3] == results["compressors"]["lzma, whole files"]
+    assert results["checks"][0][3] == results["compressors"]["lzma, all at once"]
     C, data = task.context, task.test
     packed = sum(len(zlib.compress(data[i : i + C], 9)) for i in range(0, len(data), C))
     assert results["compressors"][f"zlib -9, {C} bytes at a time"] == 8 * packed / len(data)
