@@ -323,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = bench.run_parts(parts, device, path, how_to_read(), keep=args.only is not None)
     except ValueError as error:
         parser.error(str(error))
-    return int(any("FAIL" in value or " failed" in value for _, value in rows))
+    return int(any("FAIL" in value or "failed" in value for _, value in rows))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(train_tiny.Chains, "test_size", 25)
     monkeypatch.setattr(train_tiny.Chains, "batch_size", 2)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
-    outcome = types.SimpleNamespace(tests="3 passed in 1s", text=True, commands=[])
+    outcome = types.SimpleNamespace(tests="3 passed in 1s", exit=0, text=True, commands=[])
     really_run = subprocess.run
 
     def run(command, **options):
@@ -48,7 +48,7 @@ def small(monkeypatch, tmp_path):
             path, checks = Path(command[command.index("--out") + 1]), [["bits", 1.5, "<=", 2.0]]
             results = dict(passed=True, seconds=9.0, train_seconds=8.0, checks=checks)
             (path / "text-mla-seed0.json").write_text(json.dumps(results))
-        return subprocess.CompletedProcess(command, 0, f"..\n{outcome.tests}\n", "")
+        return subprocess.CompletedProcess(command, outcome.exit, f"..\n{outcome.tests}\n", "")
 
     monkeypatch.setattr(gpu.subprocess, "run", run)
     return outcome
@@ -82,12 +82,14 @@ def test_every_part_runs_and_is_kept(small, tmp_path, capsys):
     small.text = False
     assert gpu.main([*flags, "--only", "verdicts"]) == 1
     assert "FAIL: it wrote no results" in path.read_text()
-    small.tests = "7 deselected in 1s"
+    small.tests, small.exit = "7 deselected in 1s", 5
     assert gpu.main([*flags, "--only", "tests"]) == 1
     small.tests = "FAILED test_mythos.py::test_x[cuda] - AssertionError: no\n1 failed, 2 passed"
     assert gpu.main([*flags, "--only", "tests"]) == 1
     written = (tmp_path / "SPEED.md").read_text()
-    assert "| `pytest -k cpu` of what has a device | 1 failed, 2 passed |" in written
+    assert (
+        "| `pytest -k cpu` of what has a device | 1 failed, 2 passed (failed: exit 5) |" in written
+    )
     assert "|   FAILED test_mythos.py::test_x[cuda] | AssertionError: no |" in written
     assert "### Decoding" in written and "`python -m experiments.gpu`" in written
 

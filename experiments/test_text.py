@@ -84,6 +84,8 @@ def test_hidden_files_are_no_text_and_few_files_are_cut_into_pieces(tmp_path):
     task = Text(tmp_path)
     assert task.test.startswith(b"Chapter 0. ") and len(task.test) == 2 * (1 + 3 * 33_000 // 20)
     assert bytes(task.train_data.numpy()).endswith(b"Chapter 2. ")
+    for i in range(3):
+        (tmp_path / f"{i}.txt").unlink()
     for i in range(60):  # now each 10th file is held out, and gives no more than its share
         (tmp_path / f"{i:02d}.txt").write_bytes(f"Chapter {i:02d}. ".encode() * 30)
     (tmp_path / "10.txt").write_bytes(b"-" * 60_000 + b"Table" * 5_000 + b"-" * 60_000)

@@ -106,7 +106,7 @@ def model_of_next_run(monkeypatch):
             ["text", "--data", "{tmp}/empty"],
             "--data: got (0, 0), expected 258 bytes or more",
         ),
-        (["text", "--data", "{tmp}/file"], "--data: got (37, 3), expected 258 bytes"),
+        (["text", "--data", "{tmp}/file"], "--data: got (34, 6), expected 258 bytes"),
         (["text", "--data", "x" * 5000], "xxx', expected readable files"),
         (["--resume"], "chains-mla-seed0.pt', expected a checkpoint; to start, leave"),
         (["--device", "abacus"], "--device: got 'abacus', expected cpu, cuda or mps"),

@@ -43,7 +43,7 @@ class Text:
     def __init__(self, data: Path | None = None) -> None:
         pieces, self.default_data = read_pieces(data), data is None
         held_out = pieces[:: self.held_out]
-        most = self.most_of_one or self.test_bytes // len(held_out)
+        most = self.most_of_one or self.test_bytes // max(1, len(held_out))
         parts = [piece[max(0, len(piece) - most) // 2 :][:most] for piece in held_out]
         test = b"".join(parts)[: self.test_bytes]
         train = b"".join(p for i, p in enumerate(pieces) if i % self.held_out)
