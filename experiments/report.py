@@ -159,13 +159,13 @@ HALTING_CONTROLS = {
 
 # The loop and its strongest opponents, in README's summary and in the picture, with its lines.
 PICTURED = {
+    "ends": "C0o-",
+    "one-loop": "C7x:",
+    "flat-flops": "C1s-",
     "loop": "C2^-",
     "act": "C8P-",
     "flat-flops-told-long": "C3v-",
     "untied-deep-long": "C4D-",
-    "ends": "C0o-",
-    "one-loop": "C7x:",
-    "flat-flops": "C1s-",
 }
 
 

@@ -578,7 +578,7 @@ def test_bits_saved_are_those_of_two_loops():
     loop = {"halting": {"accuracy": [0.5, 1.0]}, "accuracy": {"12": [0.625] * 11, "2": [0.25] * 11}}
     told = report.readme_points({"loop": [loop]}, {"loop": [loop]}, found)
     told = " ".join(told.split())
-    assert "+0.250 over the same model run once; +0.200 over 4 plain layers" in told
+    assert "+0.250 over the same model trained with one loop; +0.200 over 4 plain layers" in told
     assert "halting is right in 75.0% of the answers, the best fixed number" in told
     assert "of loops in 62.5%; on circuits 75.0% and 62.5%," in told
     assert "The loop gets 62.5% right after 12 loops" in told
@@ -661,7 +661,7 @@ def test_readmes_table_compares_what_was_taught_alike():
         "ends": [numbers],
         "one-loop": [once],
     }
-    taught, told, loop, one, flat = report.readme_summary(
+    loop, one, flat, taught, told = report.readme_summary(
         found | {"flat-flops": [flat]}
     ).splitlines()[2:]
     assert "| every hop |" in taught and taught.endswith("| 95.0 | 80.0 | – |")
@@ -670,4 +670,4 @@ def test_readmes_table_compares_what_was_taught_alike():
     assert "| ends |" in loop and loop.endswith("| 90.0 | 80.0 | – |")
     assert "| ends |" in flat and flat.endswith("| 50.0 | – | +40.0 |")
     found["flat-flops-told-long"][0]["frontier"] = 5
-    assert report.readme_summary(found).splitlines()[3].endswith("| 50.0 | – | – | – |")
+    assert report.readme_summary(found).splitlines()[-1].endswith("| 50.0 | – | – | – |")
