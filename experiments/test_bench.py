@@ -146,6 +146,12 @@ def test_readable_loop_over_experts_is_the_layer():
     assert_close(bench.loop_over_experts(moe, x[0]), moe(x)[0])
 
 
+def test_a_cpu_is_measured_in_the_precision_of_its_weights():
+    """fp32 that is rounded to bf16, which a CPU may have to emulate."""
+    with bench.precision(torch.ones(1)):
+        assert not torch.is_autocast_enabled("cpu")
+
+
 def test_bytes_kept_by_hand():
     """Memory counted twice, or with the weights: x·W keeps x for W, and W is a weight."""
 

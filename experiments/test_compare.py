@@ -259,10 +259,11 @@ def test_mastery_is_that_of_the_farthest_queries():
     assert all(torch.equal(tokens, Knows.seen[0]) for tokens in Knows.seen)
 
 
-def test_arms_with_one_supervision_get_the_same_batches():
+@pytest.mark.parametrize("kinds", ["Ends Flat OneLoop", "Circuits FlatCircuits OneLoopCircuits"])
+def test_arms_with_one_supervision_get_the_same_batches(kinds):
     """A pairing by seed of arms that saw other sequences."""
     batches = []
-    for kind in (variants.Ends, variants.Flat, variants.OneLoop):
+    for kind in (getattr(variants, name) for name in kinds.split()):
         task, rng = kind(), torch.Generator().manual_seed(0)
         task.frontier = 4
         batches.append([task.batch(rng)[:2] for _ in range(3)])
@@ -534,8 +535,11 @@ def test_training_flops_by_hand():
     )
 
 
-def test_reach_and_spread():
-    """Off-by-one in the largest hop count answered; a spread that hides a seed."""
+def test_reach_size_and_spread():
+    """Off-by-one in the largest hop count answered; a spread that hides a seed; a sparse model that
+    passes for a dense one."""
+    assert report.size({"parameters": 2000, "active_parameters": 1000}) == "2,000 (1,000)"
+    assert report.size({"parameters": 2000, "active_parameters": 2000}) == "2,000"
 
     def numbers(*accuracy):
         return {"accuracy": {"12": list(accuracy)}}

@@ -82,6 +82,12 @@ def test_every_part_runs_and_is_kept(small, tmp_path, capsys):
     small.text = False
     assert gpu.main([*flags, "--only", "verdicts"]) == 1
     assert "FAIL: it wrote no results" in path.read_text()
+    numbers = json.loads(path.read_text())
+    path.write_text(json.dumps(numbers | {"machine": "another"}))
+    with pytest.raises(SystemExit):  # one table, one machine
+        gpu.main([*flags, "--only", "tests"])
+    assert "gpu.json, machine: got 'another', expected" in capsys.readouterr().err
+    path.write_text(json.dumps(numbers))
     small.tests, small.exit = "7 deselected in 1s", 5
     assert gpu.main([*flags, "--only", "tests"]) == 1
     small.tests = "FAILED test_mythos.py::test_x[cuda] - AssertionError: no\n1 failed, 2 passed"
