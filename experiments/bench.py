@@ -416,12 +416,12 @@ def count_operators(call: Callable[[], object]) -> int:
 
 
 @torch.no_grad()
-def halting(checkpoint: Path, device: torch.device, sequences: int = SEQUENCES) -> Rows:
+def halting(checkpoint: Path, device: torch.device) -> Rows:
     """One query after the other on the trained toy: 12 loops for all, against halting."""
     model, task = load_model(checkpoint).to(device), Chains()
     n, L, right = task.n_nodes, task.test_loops, {}
     tokens, ends, distance = task.test_set()
-    tokens = tokens[:sequences].to(device)
+    tokens = tokens[:SEQUENCES].to(device)
 
     def ask(threshold: float | None) -> None:
         right[threshold] = []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Does Mythos work on this GPU, and how fast is it there?
 
-    python -m experiments.gpu                   about 4 minutes on an H200
+    python -m experiments.gpu                   about 5 minutes on an H200
     python -m experiments.gpu --only training   one part; the others are kept
 
 The tests of the model on the GPU; the toy and the text task up to their verdicts; training in bf16,
@@ -35,11 +35,11 @@ from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer, ge
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ["test_mythos.py", "experiments/test_measure.py", "experiments/test_composes.py"]
-SEQUENCES = 3  # of the toy's test, for halting
 PRODUCT = 8192
 TOY, LARGE = "tiny", "1B"
 TOY_BATCH, LARGE_BATCH = (32, 40), (8, 1024)  # sequences, tokens
 CONTEXTS = (64, 1024)
+EXPERTS = (8, 64, 256)
 LOOPS = (1, 2, 4, 8)
 
 
@@ -64,7 +64,7 @@ def verdicts(device: torch.device) -> Rows:
             yield from verdict(module, Path(folder, f"{name}-mla-seed0.json"))
         checkpoint = Path(folder, "chains-mla-seed0.pt")
         if checkpoint.is_file():
-            yield from bench.halting(checkpoint, device, SEQUENCES)
+            yield from bench.halting(checkpoint, device)
 
 
 def verdict(module: str, path: Path) -> Rows:
@@ -194,7 +194,7 @@ def experts(device: torch.device) -> Rows:
     """The expert layer of the large model, forward and backward in bf16, with other numbers E."""
     c = get_model_config(LARGE)
     x = normal(device, 1, LARGE_BATCH[0] * LARGE_BATCH[1], c.d_model)
-    for E in (8, 64, 256):
+    for E in EXPERTS:
 
         def measure(E=E) -> str:
             with device:
@@ -243,7 +243,7 @@ def decoding(device: torch.device) -> Rows:
     one = dict(recurrent_layers=1)
     large, cases = get_model_config(LARGE), {f"{LARGE}, MLA": {}}
     cases |= {f"{LARGE}, GQA": dict(attention_type="gqa")}
-    cases |= {f"one looped layer, {E} experts": dict(num_experts=E) | one for E in (8, 64, 256)}
+    cases |= {f"one looped layer, {E} experts": dict(num_experts=E) | one for E in EXPERTS}
     for name, options in cases.items():
         for context in CONTEXTS[: 1 if "num_experts" in options else None]:
 
