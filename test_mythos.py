@@ -7,6 +7,7 @@ the order of that file, and checks what mythos.py promises. Each docstring names
 its test catches; "flaw n" is the n-th of the 24 flaws that were measured in OpenMythos and its kin.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -60,8 +61,8 @@ SMALL |= dict(d_ff=48, num_experts=4, d_expert=16)
 
 @pytest.fixture(params=DEVICES, scope="module", autouse=True)
 def on_each_device(request):
-    """What a test makes, it makes on this device."""
-    with torch.device(request.param):
+    """What a test makes, it makes on this device; on the CPU without being told, which is slow."""
+    with torch.device(request.param) if request.param != "cpu" else contextlib.nullcontext():
         yield
 
 
@@ -432,6 +433,7 @@ def test_bias_update_balances_a_skewed_router():
     assert imbalance[0] > 2 and max(imbalance[-10:]) < 1.3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_balance_holds_for_twenty_thousand_updates():
     """A slow drift apart. (All biases together do drift: that changes no choice.)"""
