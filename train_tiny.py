@@ -473,7 +473,7 @@ def prepare(args, task) -> Training:
     name = f"{task.name}-{args.attention}-seed{args.seed}{shorter}"
     checkpoint = folder / f"{name}.pt"
     free = args.resume or not checkpoint.is_file()
-    expect(free, "--out", str(checkpoint), "no such file yet (--resume goes on with it)")
+    expect(free, "--out", str(checkpoint), "no such file yet: --resume goes on; or another --seed")
     torch.manual_seed(args.seed)
     model = RecurrentDepthTransformer(task.config(args.attention))
     task.prepare(model)
@@ -506,13 +506,13 @@ def run(args, training: Training) -> int:
     results |= dict(attention=args.attention, seed=args.seed, steps=args.steps)
     results |= command.describe_machine(next(training.model.parameters()).device)
     failed = command.write_all(stem, results, task.draw)  # before printing, which could fail
-    results["checkpoint"] = str(checkpoint)  # to say which; no result
     say(f"\n{task.describe(results)}\n")
     for (what, got, sign, bound), ok in zip(results["checks"], verdicts, strict=True):
         say(f"{'ok' if ok else 'NO':>4}  {what}: {got:.3f} (wanted {sign} {bound:.3f})")
     for problem in failed:
         say(f"warning: {problem}")
     say(f"{seconds:.0f} s, {training.seconds:.0f} s of it training; results in {stem}.*")
+    say(f"Ask it: {command.ask(task.name, checkpoint)}")
     verdict = "PASS" if passed else "FAIL"
     say(verdict if verdicts else "No verdict: PASS and FAIL are about the default data.")
     return 4 if failed or training.unsaved else 1 if passed is False else 0

@@ -147,9 +147,18 @@ def make_parser(what: str, steps: int) -> argparse.ArgumentParser:
     return parser
 
 
+def ask(task: str, checkpoint: Path) -> str:
+    """The command that asks a trained model about an example."""
+    examples = {"chains": "0-4 3-1 4-3 1-1 2-2", "circuits": "a=1 b=0 c=a^b"}
+    example = examples.get(task, "def ")  # text, on any data
+    return f'python -m experiments.ask "{example}" --checkpoint {checkpoint}'
+
+
 def load_checkpoint(path: Path) -> dict:
     """A plain dict; no pickled code runs. Raises ValueError if `path` is no checkpoint of ours."""
-    expect(path.is_file(), "checkpoint", str(path), "a file saved by training: train first")
+    there = sorted(str(other) for other in path.parent.glob("*.pt"))
+    expected = f"a file saved by training, such as {there[0]}" if there else "one: train first"
+    expect(path.is_file(), "checkpoint", str(path), expected)
     with refusing(f"{path} is no checkpoint of this program"):
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         expect(damaged is None, "checksum", damaged, "the bytes that were written")

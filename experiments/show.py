@@ -32,9 +32,6 @@ def tables_of_chains(task, results: dict) -> str:
         lines.append(f"{row}  {mean(h['loops']):6.1f} {100 * mean(h['accuracy']):7.1f}%")
     best = max(accuracy, key=lambda L: mean(accuracy[L]))
     lines.append(f"The best fixed number of loops, {best}: {100 * mean(accuracy[best]):28.1f}%")
-    if task.name == "chains" and "checkpoint" in results:
-        asked = f'"0-4 3-1 4-3 1-1 2-2" --checkpoint {results["checkpoint"]}'
-        lines.append(f"\nAsk it: python -m experiments.ask {asked}")
     return "\n".join(lines)
 
 

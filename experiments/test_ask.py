@@ -95,6 +95,8 @@ def test_a_trained_model_answers(small, tmp_path, capsys):  # noqa: F811
         with pytest.raises(SystemExit) as stop:
             ask.main([EDGES, *flags])
         assert stop.value.code == 2
+        said = capsys.readouterr().err  # which checkpoint was meant, if there is one
+        assert f"expected a file saved by training, such as {path}" in said or "--loops" in flags
     with pytest.raises(SystemExit):
         ask.main(["def ", "--checkpoint", str(path)])
     assert "edges: got 'def '" in capsys.readouterr().err

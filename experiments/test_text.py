@@ -47,6 +47,8 @@ def test_command_line_text_learns_and_is_scored_in_bits(small, tmp_path, capsys)
     assert whole == 8 * len(zlib.compress(held_out, 9)) / len(held_out)
     out = capsys.readouterr().out
     assert numbers["sample"].startswith("def ") and "lzma" in out
+    path = tmp_path / "text-data-mla-seed0-steps40.pt"
+    assert f'Ask it: python -m experiments.ask "def " --checkpoint {path}\n' in out
     assert f"{tmp_path}/data: 4,318 bytes to train on, 482 to test" in out
     # Random bytes would pass, too: lower than what the compressors make of them.
     assert "No verdict" in out and "PASS\n" not in out and numbers["checks"] == []
