@@ -398,7 +398,7 @@ def test_resumed_run_ends_bit_identical(small, tmp_path, monkeypatch, capsys):
     assert train_tiny.main([*flags, str(tmp_path / "cut")]) == 130
     told = capsys.readouterr().out
     assert "--resume continues" in told and len(steps) == 9
-    path = tmp_path / "straight" / "chains-mla-seed0-steps6.pt"
+    path = tmp_path / "straight" / "chains-mla-seed0.pt"
     asked = f'python -m experiments.ask "0-4 3-1 4-3 1-1 2-2" --checkpoint {path}'
     assert f"Ask it: {asked}\n" in told
     assert told.count("step    1/6") == 2  # a sign of life, long before step 25

@@ -310,7 +310,7 @@ def test_no_run_overwrites_another(monkeypatch, tmp_path, capsys):
     kept = (tmp_path / f"{NAME}.pt").read_bytes()
     with pytest.raises(SystemExit):
         main(tmp_path, "--steps", "2")
-    assert f"{NAME}.pt', expected no such file yet (--resume" in capsys.readouterr().err
+    assert f"{NAME}.pt', expected no such file yet: --resume" in capsys.readouterr().err
     monkeypatch.setattr(train_tiny.Chains, "steps", 2)
     assert main(tmp_path, "--steps", "1") == 1
     assert (tmp_path / f"{NAME}-steps1.pt").is_file()
