@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 import train_tiny
 from experiments.measure import num_params
+from experiments.text import Text
 from mythos import RecurrentDepthTransformer, get_model_config
 
 torch.set_num_threads(1)
@@ -265,6 +266,7 @@ def test_the_toy_is_what_readme_says():
     readme = (Path(train_tiny.__file__).parent / "README.md").read_text("utf-8")
     parser = train_tiny.command.make_parser("", train_tiny.Chains.steps)
     assert f"(default {parser.parse_args([]).steps})" in readme and train_tiny.Chains.steps == 400
+    assert f"of text {Text.steps:,};" in readme
     model = RecurrentDepthTransformer(train_tiny.Chains().config("mla"))
     assert f"{num_params(model):,} parameters" in readme
 
