@@ -67,7 +67,8 @@ def test_compiles_without_a_graph_break(options):
         assert_close(compiled.eval()(tokens)[0], model.eval()(tokens)[0])
 
 
-@slow_but_the_first
+@pytest.mark.slow
+@each
 def test_decodes_compiled(options):
     """A graph break; a recompilation for each new token, behind 1, 2, 3 … cached ones, or for each
     length of a prompt; a length that is not known when compiling, where Python wants a number."""
