@@ -122,6 +122,7 @@ def test_activation_checkpointing_over_loops(options):
     assert bytes_kept(plain, tokens, None) - few > 8 * 10 * state
 
 
+@pytest.mark.slow
 def test_compiles_with_activation_checkpointing():
     """An attribute set in the loop, which torch.compile refuses to run again in a backward; a load
     that is lost, or counted twice."""

@@ -55,6 +55,7 @@ def small(monkeypatch, tmp_path):
     return outcome
 
 
+@pytest.mark.slow
 def test_every_part_runs_and_is_kept(small, tmp_path, capsys):
     """A part that crashes, a row that is lost, a verdict that the exit status hides; one part anew
     that forgets the others; a run on the wrong device."""
