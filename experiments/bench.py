@@ -544,7 +544,6 @@ def write_report(path: Path) -> Path:
     speed, lines = SPEED if own else path.with_name("SPEED.md"), ["# Speed"]
     for numbers in (json.loads(f.read_text("utf-8")) for f in files):
         lines += ["", "## {machine}, torch {torch}".format(**numbers), "", numbers["about"]]
-        lines += ["", f"*Edited since: {numbers['edited']}*"] if "edited" in numbers else []
         for heading, rows in numbers["parts"].items():
             lines += ["", f"### {heading.capitalize()}", "", "| what | measured |", "|---|---|"]
             lines += [f"| {what} | {value} |" for what, value in rows]

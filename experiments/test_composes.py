@@ -29,9 +29,6 @@ SMALL = dict(vocab_size=37, d_model=32, max_seq_len=48, max_loop_iters=2, n_head
 SMALL |= dict(d_ff=48, num_experts=4, d_expert=16)
 OPTIONS = dict(), dict(attention_type="gqa"), dict(num_experts=0)
 each = pytest.mark.parametrize("options", OPTIONS, ids=str)
-slow_but_the_first = pytest.mark.parametrize(
-    "options", [{}, *(pytest.param(o, marks=pytest.mark.slow) for o in OPTIONS[1:])], ids=str
-)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +52,8 @@ def gradients(model, *args, **kwargs) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-@slow_but_the_first
+@pytest.mark.slow
+@each
 def test_compiles_without_a_graph_break(options):
     """Python in the loop that torch.compile cannot follow; fp32 experts of unknown shape."""
     model, tokens = make(**options), ids(2, 6)
@@ -238,7 +236,8 @@ def test_functional_gradient(options):
     assert_close(torch.func.grad(loss)({k: p.detach() for k, p in parameters.items()}), want)
 
 
-@slow_but_the_first
+@pytest.mark.slow
+@each
 def test_export(options):
     """A forward that only Python can run."""
     model, tokens = make(**options).eval(), ids(2, 6)
