@@ -3,8 +3,8 @@
 
     python -m experiments.compare                    chains: pointer chasing
     python -m experiments.compare --task circuits
+    python -m experiments.compare --task shells      composing permutations
     python -m experiments.compare --task text        the bytes of Python's own library
-    python -m experiments.compare --task stability   chains again, at other learning rates
     python -m experiments.compare --report           no training: RESULTS.md and pictures
 
 variants.py says what is trained, report.py writes RESULTS.md. A run with a JSON in
@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments import report, variants
-from experiments.circuits import Circuits
 from experiments.command import describe_machine, run_as_program, say, write_atomically
 from experiments.measure import (
     diagnostics,
@@ -182,8 +181,8 @@ def measure_text(model: RecurrentDepthTransformer, task: variants.ManyBytes) -> 
     return {"bits_per_byte": bits, "halting": halting} | dynamics(model, windows[:2, :-1])
 
 
-def measure_circuits(model: RecurrentDepthTransformer, task: Circuits) -> dict:
-    """Accuracy by depth for each loop count; with a loop also how it halts, and how it moves."""
+def measure_by_difficulty(model: RecurrentDepthTransformer, task: Chains) -> dict:
+    """Accuracy by hops or depth, for each loop count; of a loop also how it halts, and moves."""
     if not model.recurrent:
         return {"accuracy": task.measure(model, [0])[0]}
     most = variants.MOST_LOOPS
@@ -193,17 +192,11 @@ def measure_circuits(model: RecurrentDepthTransformer, task: Circuits) -> dict:
     return {"accuracy": accuracy, "halting": halting} | dynamics(model, task.test_set()[0][:8])
 
 
-def measure_stability(model: RecurrentDepthTransformer, task: Chains) -> dict:
-    """Does it still answer, and how does the state move?"""
-    accuracy, _ = task.measure(model, sorted({Chains.test_loops, variants.MOST_LOOPS}))
-    return {"accuracy": accuracy} | dynamics(model, task.test_set()[0][:8])
-
-
 MEASURES = {
     "chains": measure_chains,
-    "circuits": measure_circuits,
+    "circuits": measure_by_difficulty,
+    "shells": measure_by_difficulty,
     "text": measure_text,
-    "stability": measure_stability,
 }
 
 
@@ -233,29 +226,20 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
     torch.manual_seed(seed)
     task = variant.task()
     steps = steps or task.steps
-    if kind == "stability":
-        task.lr_scale = float(name.rpartition("-lr")[2])
     model = variant.model(replace(task.config("mla"), **variant.config))
     task.prepare(model)
     started = time.perf_counter()
     numbers = {"task": kind, "variant": name, "seed": seed, "steps": steps}
     numbers |= {"parameters": num_params(model), "data_crc": task.data_crc}
     numbers |= {"active_parameters": num_params(model, active=True)}
-    try:
-        how = dict(steps=steps, seed=seed, checkpoint=checkpoint)
-        train(model, task, **how, resume=checkpoint.exists())
-    except FloatingPointError as error:
-        if kind != "stability":
-            raise
-        numbers["diverged"] = str(error)  # the result that this task looks for
+    train(model, task, steps=steps, seed=seed, checkpoint=checkpoint, resume=checkpoint.exists())
     seconds = time.perf_counter() - started
     numbers |= {"train_seconds": seconds, **describe_machine(torch.device("cpu"))}
-    if "diverged" not in numbers:
-        saved = load_checkpoint(checkpoint)
-        task.frontier = saved["frontier"]
-        numbers |= {"train_flops": training_flops(model, task, steps, saved["loops"])}
-        numbers |= {"frontier": task.frontier}  # how far the curriculum came
-        numbers |= MEASURES[kind](model.eval(), task)
+    saved = load_checkpoint(checkpoint)
+    task.frontier = saved["frontier"]
+    numbers |= {"train_flops": training_flops(model, task, steps, saved["loops"])}
+    numbers |= {"frontier": task.frontier}  # how far the curriculum came
+    numbers |= MEASURES[kind](model.eval(), task)
     text = json.dumps(numbers, indent=1)
     write_atomically(path, lambda path: path.write_text(text, "utf-8"))
     say(f"measured in {time.perf_counter() - started - seconds:.0f} s: {path.name}")

@@ -16,11 +16,10 @@ from experiments import variants
 from experiments.circuits import Circuits
 from experiments.command import write_atomically
 from experiments.text import Text
-from experiments.variants import VARIANTS, Ends, ToldHops, supervision
+from experiments.variants import VARIANTS, Ends, Shells, ToldHops, supervision
 from train_tiny import Chains
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MADE_WITH = "made with code up to commit eacaa0e and its recipe; to be renewed"
 NEAR, LAST = Chains.train_hops, Chains.longest - 1  # hops: the most in training, and in the test
 
 # ------------------------------------------------------------------------------------------------
@@ -67,15 +66,19 @@ def has_loop(runs: list[dict]) -> bool:
     return "rho" in runs[0] and runs[0].get("variant") != "one-loop"
 
 
+def variant_of(name: str, runs: list[dict]) -> variants.Variant:
+    return VARIANTS[runs[0]["task"]][name]
+
+
 def loops_freely(name: str, runs: list[dict]) -> bool:
     """Whether it has the model's own loop: any number of loops, the last state, no head to halt."""
-    own = VARIANTS["chains"][name].model in (variants.Untied, variants.WeightedOutput)
+    own = variant_of(name, runs).model in (variants.Untied, variants.WeightedOutput)
     return has_loop(runs) and not own
 
 
 def was_asked(name: str, runs: list[dict], hops: int) -> bool:
     """The test asks a model that is told T for no more hops than its curriculum came to."""
-    told = issubclass(VARIANTS["chains"][name].task, ToldHops)
+    told = issubclass(variant_of(name, runs).task, ToldHops)
     return not told or hops <= min(n["frontier"] for n in runs)
 
 
@@ -267,7 +270,11 @@ def chains_sections(found: Runs) -> list[Section]:
     }
     rings = {f"ring, {T} hops": further(f"ring, {T} hops") for T in variants.RING_HOPS}
     resting = {f"{T} hops": further(f"ring, edges halt, {T} hops") for T in variants.RING_HOPS}
-    motion = norms(".1f") | {"rho(A)": over(lambda n: n["rho"], ".2f")}
+    motion = {
+        f"state norm, loop {L}": over(lambda n, L=L: n["state_norm"][str(L)])
+        for L in variants.NORM_LOOPS
+    }
+    motion |= {"rho(A)": over(lambda n: n["rho"], ".2f")}
     for title, L in (("first loop", 0), (f"after {most} loops", most)):
         motion |= {f"gain, {title}": over(lambda n, L=L: n["gain"][str(L)], ".2f")}
 
@@ -352,17 +359,27 @@ def likelier_value(depth: int) -> float:
     return max(ones, 1 - ones)
 
 
+def what_differs(kind: str) -> dict[str, Column]:
+    return {
+        "what differs": lambda name, runs: VARIANTS[kind][name].what,
+        "seeds": lambda name, runs: f"{len(runs)}",
+    } | PARAMETERS
+
+
+def how_it_stops(difficulty: str) -> dict[str, Column]:
+    """For a loop: accuracy on the hardest questions, and loops used by difficulty. difficulty: a
+    column's name, with {} for the number."""
+    last = difficulty.format(LAST)
+    counts = (8, Chains.test_loops, variants.MOST_LOOPS)
+    columns = {f"{last}, {L} loops": at_hops(LAST, L) for L in counts}
+    columns |= {f"{last}, halting": over(lambda n: 100 * n["halting"]["accuracy"][LAST])}
+    for k in (0, NEAR, LAST):
+        title = f"loops spent on {difficulty.format(k)}"
+        columns |= {title: over(lambda n, k=k: n["halting"]["loops"][k])}
+    return columns
+
+
 def circuits_sections(found: Runs) -> list[Section]:
-    def accuracy(depth: int, loops: int = Chains.test_loops) -> Column:
-        def column(name: str, runs: list[dict]) -> str:
-            asked = runs if has_loop(runs) or loops == Chains.test_loops else []
-            return spread([100 * accuracy_at(n, loops)[depth] for n in asked])
-
-        return column
-
-    def halting(cell: Callable[[dict], float]) -> Column:
-        return lambda name, runs: spread([cell(n["halting"]) for n in runs if has_loop(runs)])
-
     shares = ", ".join(f"{100 * likelier_value(k):.0f}" for k in (NEAR, 8, LAST))
     given = (
         "Given to each arm: the values of variables at most 5 gates deep, and those of their "
@@ -370,25 +387,15 @@ def circuits_sections(found: Runs) -> list[Section]:
         f"Always naming the likelier value is right in {shares}% at depth "
         f"{NEAR}, 8, {LAST}."
     )
-    what: dict[str, Column] = {
-        "what differs": lambda name, runs: VARIANTS["circuits"][name].what,
-        "seeds": lambda name, runs: f"{len(runs)}",
-    }
-    quality = {f"depth {k}": accuracy(k) for k in (NEAR, 8, LAST)}
+    quality = {f"depth {k}": at_hops(k) for k in (NEAR, 8, LAST)}
     others = [name for name in found if name != "loop"]
     quality |= {f"the loop's lead at {LAST}": lead_of("loop", found, others, at_last)}
     loop = {name: runs for name, runs in found.items() if name == "loop"}
-    counts = (8, Chains.test_loops, variants.MOST_LOOPS)
-    stopping = {f"depth {LAST}, {L} loops": accuracy(LAST, L) for L in counts}
-    stopping |= {f"depth {LAST}, halting": over(lambda n: 100 * n["halting"]["accuracy"][LAST])}
-    for k in (0, NEAR, LAST):
-        title = f"loops spent on depth {k}"
-        stopping |= {title: over(lambda n, k=k: n["halting"]["loops"][k])}
     return [
         Section(
             "Circuits: depth that is no walk along one path",
             given,
-            table(found, what | PARAMETERS | quality),
+            table(found, what_differs("circuits") | quality),
             "Far from the inputs, models without a loop do no better than always naming the "
             "likelier value.",
             "Accuracy by depth: the loop at several loop counts, and models without.",
@@ -396,43 +403,36 @@ def circuits_sections(found: Runs) -> list[Section]:
         Section(
             f"Circuits: halting below {Circuits.halt_threshold}",
             AS_ABOVE,
-            table(loop, stopping),
+            table(loop, how_it_stops("depth {}")),
             "The threshold is far smaller than that of the chains: the state of a gate that waits "
             "for its operands hardly moves either, and a larger threshold takes it for done.",
         ),
     ]
 
 
-def norms(form: str) -> dict[str, Column]:
-    return {
-        f"state norm, loop {L}": finished(lambda n, L=L: n["state_norm"][str(L)], form)
-        for L in variants.NORM_LOOPS
-    }
-
-
-def finished(measure: Callable[[dict], float], form: str = ".1f") -> Column:
-    """Over the runs that did not diverge."""
-    return lambda name, runs: spread([measure(n) for n in runs if "diverged" not in n], form)
-
-
-def stability_sections(found: Runs) -> list[Section]:
-    columns: dict[str, Column] = {
-        "diverged": lambda name, runs: f"{sum('diverged' in n for n in runs)} of {len(runs)}"
-    }
-    for L in (Chains.test_loops, variants.MOST_LOOPS):
-        title = f"{LAST} hops, {L} loops"
-        columns |= {title: finished(lambda n, L=L: 100 * accuracy_at(n, L)[LAST])}
-    columns |= norms(".3g") | {"rho(A)": finished(lambda n: n["rho"], ".2f")}
-    gain = finished(lambda n: n["gain"][str(variants.MOST_LOOPS)], ".2f")
-    columns |= {f"gain, after {variants.MOST_LOOPS} loops": gain}
+def shells_sections(found: Runs) -> list[Section]:
+    quality: dict[str, Column] = {"curriculum's end": over(lambda n: n["frontier"])}
+    quality |= {f"{k} hops": at_hops(k) for k in (NEAR, LAST)}
+    asked = [n for n in found if n != "loop" and was_asked(n, found[n], LAST)]
+    quality |= {f"the loop's lead at {LAST} hops": lead_of("loop", found, asked, at_last)}
+    looped = {name: runs for name, runs in found.items() if has_loop(runs)}
     return [
         Section(
-            "Other learning rates",
-            f"Given to each arm ({MADE_WITH}): the answer after every hop, told T as the number of "
-            "loops; all learning rates times the number in the name.",
-            table(found, columns),
-            "The bound on A is a guarantee; the toy gets by without it.",
-        )
+            "Shells: composing permutations",
+            "Given to each arm: a ball's place and node after T hops, each of which swaps any two "
+            f"of five cups, or none, and T itself; no answer is more than {NEAR} hops away; where "
+            f"each edge leads; {Shells.steps} steps; to a loop also noise on the state. Naming the "
+            "right node and a random cup is right in 20%.",
+            table(found, what_differs("shells") | quality),
+            "The curriculum's end: the largest T that it came to. Without a coda the head reads "
+            "the loop's state directly.",
+        ),
+        Section(
+            f"Shells: halting below {Shells.halt_threshold}",
+            AS_ABOVE,
+            table(looped, how_it_stops("{} hops")),
+            "A ball costs about as many loops as hops, and a few to see that it rests.",
+        ),
     ]
 
 
@@ -449,8 +449,8 @@ def saved_by_two_loops(found: Runs) -> Column:
     return lead_of("twice", found, others, lambda n: -bits_at(n), 1, "+.3f")
 
 
-def readme_points(chains: Runs, circuits: Runs, text: Runs) -> str:
-    """README's points on circuits, halting and language, with their numbers."""
+def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs) -> str:
+    """README's points on other tasks, halting and language, with their numbers."""
 
     def percent(runs: list[dict], measure: Callable[[dict], float]) -> str:
         return f"{spread([100 * measure(n) for n in runs])}%"
@@ -462,24 +462,24 @@ def readme_points(chains: Runs, circuits: Runs, text: Runs) -> str:
         return percent(runs, lambda n: max(map(mean, n["accuracy"].values())))
 
     deep = {name: percent(runs, at_last) for name, runs in circuits.items()}
-    names = {"flat-params": "3 plain layers, as many parameters,"}
-    names |= {"flat-flops": "14 plain layers, as many FLOPs,"}
-    others = "; ".join(f"{what} {deep[name]}" for name, what in names.items() if name in deep)
-    names = "one-loop", "flat-params", "flat-flops"
-    once, plain, deeper = (saved_by_two_loops(text)(name, text[name]) for name in names)
+    learned = spread([n["frontier"] for n in shells["flat-told"]])
+    saved = {name: saved_by_two_loops(text)(name, runs) for name, runs in text.items()}
     points = (
-        "* **Not only walks.** `python -m experiments.circuits`: Boolean circuits, at most 5 gates "
-        f"deep in training, 10 deep in the test; their depth is never told. The loop gets "
-        f"{deep['loop']} right after 12 loops; {others}. "
-        f"Always naming the likelier value: {likelier_value(LAST):.0%}.",
-        "* **A stopping rule without a head.** On chains halting is right in "
-        f"{halted(chains['loop'])} of the answers, the best fixed number of loops in "
-        f"{fixed(chains['loop'])}; on circuits {halted(circuits['loop'])} and "
-        f"{fixed(circuits['loop'])}, with a threshold ten times smaller: a gate that waits for its "
-        "operands also stands still.",
+        "* **Not only walks.** Boolean circuits (`python -m experiments.circuits`), 5 gates deep "
+        f"in training, their depth never told: at depth 10 the loop is right in {deep['loop']}, 3 "
+        f"plain layers, as many parameters, in {deep['flat-params']}, 14, as many FLOPs, in "
+        f"{deep['flat-flops']}; naming the likelier value in {likelier_value(LAST):.0%}. A shell "
+        "game with five cups, whose hops are permutations, 10 hops after training on 5: "
+        f"{percent(shells['loop'], at_last)}; 13 plain layers, as many FLOPs, told T, come to "
+        f"{learned}.",
+        f"* **Halting needs no head.** On chains, halting gets {halted(chains['loop'])} right, the "
+        f"best fixed number of loops {fixed(chains['loop'])}; on circuits "
+        f"{halted(circuits['loop'])} and {fixed(circuits['loop'])}, at a tenth of the threshold: a "
+        "gate that waits rests, too.",
         "* **Language.** Bytes of Python's library. Two loops save, in bits per byte (a minus is a "
-        f"loss): {once} over the same model trained with one loop; {plain} over 4 plain layers, as "
-        f"many parameters; {deeper} over 6 plain layers, as many FLOPs.",
+        f"loss): {saved['one-loop']} over the same model with one; {saved['flat-params']} over 4 "
+        f"plain layers, as many parameters; for as many training FLOPs {saved['flat-flops']} over "
+        f"6, {saved['flat-long']} over 4 with 1.5 times the data.",
     )
     return "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in points)
 
@@ -490,11 +490,6 @@ def text_sections(found: Runs) -> list[Section]:
         "many), the same batches for one seed, dense layers, the same learning rates, found on "
         "seed 5"
     )
-    what: dict[str, Column] = {
-        "what differs": lambda name, runs: VARIANTS["text"][name].what,
-        "seeds": lambda name, runs: f"{len(runs)}",
-    }
-    what |= PARAMETERS
 
     def bits(L: int) -> Column:
         """A model without a loop, or of one, has one answer."""
@@ -515,7 +510,7 @@ def text_sections(found: Runs) -> list[Section]:
             cells = [spread([h[k] for h in halting if k in h], form) for k, form in columns]
             rows.append([name, threshold, *cells])
     return [
-        Section("Text: what the variants cost", f"{given}.", table(found, what)),
+        Section("Text: what the variants cost", f"{given}.", table(found, what_differs("text"))),
         Section(
             "Text: bits per byte",
             f"{given}, and as many loops as `what differs` says.",
@@ -539,8 +534,8 @@ def text_sections(found: Runs) -> list[Section]:
 SECTIONS = {
     "chains": chains_sections,
     "circuits": circuits_sections,
+    "shells": shells_sections,
     "text": text_sections,
-    "stability": stability_sections,
 }
 
 
@@ -694,9 +689,9 @@ INTRODUCTION = f"""# Results
 Written by `python -m experiments.compare --report` from the JSON files in [results](results); a
 test compares. Accuracy in %: the mean of the seeds ± half of its 95% t interval; after
 {Chains.test_loops} loops where nothing else is said. *reach*: the hop count up to which accuracy
-stays at 90% or more (the test ends at {LAST}). A dash: the model was never asked, or every run
-diverged, or, of seconds, that a finished training was only measured. Without ± all seeds agree, or
-there is one. A stack is a transformer without a loop."""
+stays at 90% or more (the test ends at {LAST}). A dash: the model was never asked, or, of seconds, a
+finished training was only measured. Without ± all seeds agree, or there is one. A stack is a
+transformer without a loop."""
 
 
 def results_text(results: Path) -> str:
@@ -705,7 +700,7 @@ def results_text(results: Path) -> str:
     if trainer := trainer_sections(results):
         pages += ["## The trainer's own runs", *(section.page("") for section in trainer)]
     pages += ["## The comparison"]
-    for kind in ("chains", "circuits", "stability", "text"):
+    for kind in VARIANTS:
         if found := load_results(kind, results):
             pages += [section.page(kind) for section in SECTIONS[kind](found)]
     return "\n\n".join(pages) + "\n"
@@ -714,7 +709,7 @@ def results_text(results: Path) -> str:
 def with_summary(readme: str, results: Path) -> str:
     """README's text with what is written between its marks. Raises ValueError if they are gone."""
     written = {"summary": readme_summary(load_results("chains", results))}
-    found = [load_results(kind, results) for kind in ("chains", "circuits", "text")]
+    found = [load_results(kind, results) for kind in ("chains", "circuits", "shells", "text")]
     written |= {"points": readme_points(*found)}
     for mark, text in written.items():
         before, rest = readme.split(f"<!-- {mark} -->", 1)

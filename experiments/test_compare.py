@@ -2,9 +2,11 @@
 """Tests of variants.py, compare.py and report.py. Docstrings name the mistakes."""
 
 import dataclasses
+import itertools
 import json
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,7 +58,8 @@ def small(monkeypatch):
 def build(name: str, kind: str = "chains") -> RecurrentDepthTransformer:
     """An untrained variant whose zero-initialised parameters are not zero any more."""
     variant = variants.VARIANTS[kind][name]
-    task = object.__new__(variant.task)  # its config needs no data, which text would read
+    new = variant.task if kind != "text" else partial(object.__new__, variant.task)
+    task = new()  # of text without reading the data, which its config does not need
     config = dataclasses.replace(task.config("mla"), **variant.config)
     model = variant.model(config).eval()
     for p in model.parameters():
@@ -75,15 +78,18 @@ def states(model: RecurrentDepthTransformer, tokens: torch.Tensor, n_loops: int)
 
 SOME = {  # one of a kind; the slow test takes all
     "chains": ["loop", "ends", "flat-flops", "act"],
-    "stability": ["loop-lr0.33", "free-a-lr4", "no-injection-lr2"],  # each change, each rate
+    "text": ["loop", "twice", "one-loop", "flat-flops"],
+    "shells": ["loop", "once-told", "coda"],
 }
 
 
-@pytest.mark.parametrize("kind", [*variants.VARIANTS, pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", [*variants.VARIANTS, *(pytest.param(f"all {k}", marks=pytest.mark.slow) for k in SOME)]
+)
 def test_quick_trains_measures_and_reports_every_variant(kind, small, tmp_path, capsys):
     """A variant that crashes or is missing from the tables; a JSON or picture that is not kept."""
     results, names = tmp_path / "new" / "results", SOME.get(kind)
-    kind = "chains" if kind == "all" else kind
+    kind = kind.removeprefix("all ")
     names = names or list(variants.VARIANTS[kind])
     flags = ["--task", kind, "--results", str(results), "--runs", str(tmp_path / "runs")]
     flags += ["--only", *names]
@@ -157,6 +163,7 @@ def test_interrupted_variant_goes_on_from_its_checkpoint(small, tmp_path, monkey
 def test_flat_models_are_as_large_or_as_expensive_as_the_loop():
     """A comparison between models of unequal size: more than 2% apart."""
     shapes = {"chains": (12, 20), "circuits": (12, 24), "text": (2, 128)}  # loops, context
+    shapes["shells"] = (12, 18)
     for kind, (n_loops, context) in shapes.items():
         with torch.device("meta"):
             names = [n for n in variants.VARIANTS[kind] if n == "loop" or n.startswith("flat")]
@@ -164,7 +171,7 @@ def test_flat_models_are_as_large_or_as_expensive_as_the_loop():
         loop = found["loop"]
         for name in (name for name in found if name.startswith("flat")):
             flat, count = found[name], num_params
-            if "flops" in name:
+            if "flops" in name or kind == "shells":
                 count = lambda m: flops_per_token(m, n_loops * bool(m.recurrent), context)  # noqa
             assert count(flat) == pytest.approx(count(loop), rel=0.03), name
             assert not flat.recurrent
@@ -316,34 +323,51 @@ def test_told_model_gets_what_the_loop_gets(monkeypatch):
     assert len(task.embed.weight) == 420 + 13  # rows of one table: T learns as fast as a token
 
 
-def test_divergence_is_a_result_where_it_is_looked_for(small, tmp_path, monkeypatch):
-    """A comparison that dies with its worst variant, or that averages over it in silence."""
+@pytest.mark.parametrize("kind", [variants.Shells, variants.ToldShells])
+def test_balls_are_where_swaps_bring_them(kind):
+    """A swap of another node or other cups, or made twice; an answer from further away than told;
+    a test of other chains; a model that is told another T."""
+    task, n, k = kind(), 12, kind.cups
+    pairs = [(0, 0), *itertools.combinations(range(k), 2)]
+    task.embed, task.test_size = SimpleNamespace(T=None), 50
+    played = set()
 
-    def diverge(*args, **kwargs):
-        raise FloatingPointError("Stopped in step 7")
+    def play(row: list[int], T: int) -> list[tuple[int, int]]:
+        """For each query its answer's token, and how many hops that took."""
+        leads, swap, found = {}, {}, []
+        for token in row[:n]:
+            i, leads[i] = divmod(token - n * k, n)
+        for token in row[n : 2 * n]:
+            i, s = divmod(token - n * k - n * n, len(pairs))
+            swap[i] = pairs[s]
+            assert leads[i] != i or s == 0, "the end of a chain swaps none"
+        played.update(swap.values())
+        for token in row[2 * n :]:
+            (place, node), hops = divmod(token, n), 0
+            for _ in range(T):
+                i, j = swap[node]
+                place = {i: j, j: i}.get(place, place)
+                hops += leads[node] != node
+                node = leads[node]
+            found.append((place * n + node, hops))
+        return found
 
-    monkeypatch.setattr(compare, "train", diverge)
-    flags = ["--task", "stability", "--results", str(tmp_path / "results"), "--runs", str(tmp_path)]
-    assert compare.main([*flags, "--seeds", "0", "--only", "free-a-lr4"]) == 0
-    kept = json.loads((tmp_path / "results" / "stability" / "free-a-lr4-seed0.json").read_text())
-    assert kept["diverged"] == "Stopped in step 7"
-    assert "| free-a-lr4 | 1 of 1 | – |" in (tmp_path / "RESULTS.md").read_text("utf-8")
-    with pytest.raises(FloatingPointError):  # elsewhere it is a failure, and leaves no JSON
-        compare.run("chains", "loop", 0, tmp_path / "results", tmp_path, 1)
-    assert not (tmp_path / "results" / "chains").exists()
-
-
-def test_stability_runs_at_the_rate_of_their_name(small, tmp_path, monkeypatch):
-    """A learning rate that is printed and not used; runs at the usual rate trained once more."""
-    rates, real = [], compare.train
-    spy = lambda model, task, **k: (rates.append(task.lr_scale), real(model, task, **k))  # noqa: E731
-    monkeypatch.setattr(compare, "train", spy)
-    for name in ("loop-lr0.33", "loop-lr4"):
-        compare.run("stability", name, 0, tmp_path / "results", tmp_path, 1)
-    assert rates == [0.33, 4.0]
-    assert not any(name.endswith("-lr1") for name in variants.VARIANTS["stability"])
-    found = report.load_results("stability", tmp_path / "results")
-    assert [*found] == ["loop-lr0.33", "loop-lr4"]
+    for seed in range(8):
+        task.frontier = (3, 12)[seed % 2]
+        tokens, targets, T = task.batch(torch.Generator().manual_seed(seed))
+        T = task.embed.T or T
+        for row, want in zip(tokens.tolist(), targets.tolist(), strict=True):
+            assert want[:n] == [(token - n * k) % n for token in row[:n]]
+            answers = [answer if hops <= 5 else -100 for answer, hops in play(row, T)]
+            assert want[n:] == [-100] * n + answers
+    assert played == {*pairs} and tokens.max() < task.config("mla").vocab_size
+    tokens, answers, distance = task.test_set()
+    for row, want, far in zip(tokens.tolist(), answers.tolist(), distance.tolist(), strict=True):
+        game = play(row, n)
+        assert want == [answer for answer, _ in game] and sorted(far) == [*range(-1, 11)]
+        assert all(hops == max(d, 0) for d, (_, hops) in zip(far, game, strict=True))
+        ends = [token % n for token in want]
+        assert ends.count(ends[far.index(-1)]) == 1  # the chain of one node
 
 
 def test_long_variants_train_for_longer(tmp_path, monkeypatch):
@@ -568,17 +592,25 @@ def test_bits_saved_are_those_of_two_loops():
         "one-loop": [run("one-loop", {"1": 1.75})],
         "flat-params": [run("flat-params", {"0": 1.7})],
         "flat-flops": [run("flat-flops", {"0": 1.25})],
+        "flat-long": [run("flat-long", {"0": 1.8})],
     }
     saved = report.saved_by_two_loops(found)
     cells = [saved(name, runs) for name, runs in found.items()]
-    assert cells == ["–", "+0.100", "+0.250", "+0.200", "-0.250"]
+    assert cells == ["–", "+0.100", "+0.250", "+0.200", "-0.250", "+0.300"]
     loop = {"halting": {"accuracy": [0.5, 1.0]}, "accuracy": {"12": [0.625] * 11, "2": [0.25] * 11}}
-    told = report.readme_points({"loop": [loop]}, {"loop": [loop]}, found)
+    plain, worse = {"accuracy": {"0": [0.5] * 11}}, {"accuracy": {"12": [0.375] * 11}}
+    circuits = {"loop": [loop], "flat-params": [plain], "flat-flops": [worse]}
+    shells = {"loop": [loop], "flat-told": [{"frontier": 4}]}
+    told = report.readme_points({"loop": [loop]}, circuits, shells, found)
     told = " ".join(told.split())
-    assert "+0.250 over the same model trained with one loop; +0.200 over 4 plain layers" in told
-    assert "halting is right in 75.0% of the answers, the best fixed number" in told
-    assert "of loops in 62.5%; on circuits 75.0% and 62.5%," in told
-    assert "The loop gets 62.5% right after 12 loops" in told
+    assert "the loop is right in 62.5%, 3 plain layers, as many parameters, in 50.0%, 14" in told
+    assert (
+        "FLOPs, in 37.5%;" in told
+        and "62.5%; 13 plain layers, as many FLOPs, told T, come to 4.0." in told
+    )
+    assert "On chains, halting gets 75.0% right, the best fixed number of loops 62.5%;" in told
+    assert "+0.250 over the same model with one; +0.200 over 4 plain layers, as many" in told
+    assert "as many training FLOPs -0.250 over 6, +0.300 over 4 with 1.5 times" in told
 
 
 def test_results_md_and_readme_are_what_the_program_writes():
@@ -614,14 +646,10 @@ def test_kept_results_have_enough_seeds_and_all_steps():
     for kind in variants.VARIANTS:
         read = set()
         for name, runs in report.load_results(kind, report.RESULTS).items():
-            usual = variants.VARIANTS["chains"].get(name.removesuffix("-lr1"))  # of stability
-            task = variants.VARIANTS[kind].get(name, usual).task
-            if kind != "stability":  # made with an older recipe, as its table says
-                assert all(n["steps"] == task.steps for n in runs), name
+            task = variants.VARIANTS[kind][name].task
+            assert all(n["steps"] == task.steps for n in runs), name
             read |= {n.get("data_crc") for n in runs} - {None}  # older files do not say
-            seeds = {n["seed"] for n in runs}
-            older = kind == "stability"
-            assert len(seeds) >= 3 if older else seeds >= {10, 11, 12, 13, 14}, name
+            assert {n["seed"] for n in runs} >= {10, 11, 12, 13, 14}, name
         assert len(read) <= 1
     for path in report.RESULTS.glob("*-seed*.json"):
         numbers = json.loads(path.read_text("utf-8"))
@@ -637,7 +665,7 @@ def test_a_dash_where_a_model_was_never_asked():
         ("flat-flops-told-long", 5, "| 100.0 | – | – |"),
         ("flat-flops", 5, "| 100.0 | 10.0 | 10.0 |"),
     ):
-        numbers = dict(accuracy=accuracy, train_flops=1e12, frontier=frontier)
+        numbers = dict(task="chains", accuracy=accuracy, train_flops=1e12, frontier=frontier)
         numbers |= dict(parameters=1, active_parameters=1)
         columns = {f"{k}": report.at_hops(k) for k in (5, 6, 10)}
         assert report.table({name: [numbers]}, columns).endswith(cells), name
@@ -646,7 +674,7 @@ def test_a_dash_where_a_model_was_never_asked():
 def test_readmes_table_compares_what_was_taught_alike():
     """A lead over a model that was taught otherwise, or that was never asked."""
     numbers = {"seed": 10, "accuracy": {"12": [0.9] * 11, "0": [0.5] * 11}, "parameters": 2}
-    numbers |= {"active_parameters": 1}
+    numbers |= {"task": "chains", "active_parameters": 1}
     numbers |= {"train_flops": 1e12, "frontier": 12, "rho": 0.5}
     numbers |= {"halting": {"accuracy": [0.8] * 11}}
     flat = {k: v for k, v in numbers.items() if k != "rho"} | {"accuracy": {"0": [0.5] * 11}}

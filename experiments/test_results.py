@@ -15,12 +15,13 @@ TITLES = {  # of the tables with a row for each variant that has an answer
     "chains": f"{SELECTION}; {COST}; All variants: how far they get; Halting below 0.2; "
     f"Halting: controls; Further: 14 hops, and rings; {RINGS}; How the state moves",
     "circuits": "Circuits: depth that is no walk along one path; Circuits: halting below 0.02",
-    "stability": "Other learning rates",
+    "shells": "Shells: composing permutations; Shells: halting below 0.2",
     "text": "Text: what the variants cost; Text: bits per byte",
 }
 LEADS = {  # whose lead it is, what is compared, and the column
     "chains": ("loop ends", "10 hops", "the loop's lead at 10 hops"),
     "circuits": ("loop", "10 hops", "the loop's lead at 10"),
+    "shells": ("loop", "10 hops", "the loop's lead at 10 hops"),
     "text": ("twice", "bits saved", "bits that two loops save"),
 }
 UNTIED = "untied-deep-long"
@@ -103,9 +104,7 @@ def bits(run, looped):
 
 
 def said(run):
-    """By column; what a run was never asked, or could not say as it diverged, is left out."""
-    if "diverged" in run:
-        return {}
+    """By column; what a run was never asked is left out."""
     answers = run.get("accuracy") or run["bits_per_byte"]
     looped = "0" not in answers and run.get("variant") != "one-loop"
     values = (accuracies if "accuracy" in run else bits)(run, looped)
@@ -144,18 +143,20 @@ def recompute(supervision):
     for kind, titles in TITLES.items():
         runs = load(f"{kind}/*.json", "{variant}-seed{seed}")
         taught = supervision if kind == "chains" else {}
-        firsts, measure, lead = LEADS.get(kind, ("", "", ""))
+        firsts, measure, lead = LEADS[kind]
         best = {
             (taught.get(run["variant"]), run["seed"]): said(run)[measure]
             for run in runs
             if run["variant"] in firsts.split()
         }
-        told = [run["frontier"] for run in runs if "told" in run["variant"]]
+        told = {}  # the hops that all runs of a variant came to
+        for run in (run for run in runs if "told" in run["variant"]):
+            told[run["variant"]] = min(run["frontier"], told.get(run["variant"], 99))
         for run in runs:
             name, values = run["variant"], said(run)
             if "told" in name:  # never asked for more hops than it was ever told of
                 far = {f"{k} hops{end}" for k in range(11) for end in ("", ", worst seed")}
-                far -= {f"{k} hops" for k in range(min(told) + 1)}
+                far -= {f"{k} hops" for k in range(told[name] + 1)}
                 values = {key: value for key, value in values.items() if key not in far}
             alike = taught.get(name), run["seed"]
             if name not in firsts.split() and alike in best and measure in values:
@@ -194,7 +195,7 @@ def faults_of(title, head, lines, rows):
     width, wrong, n = max(map(len, rows), default=1), [], 0
     keys = [re.sub(r"depth (\d+)", r"\1 hops", column) for column in head]
     keys = ["ring, edges halt, " * (title == RINGS) + key for key in keys]
-    asked = [row for row in rows if any(not run or set(keys) & run.keys() for run in rows[row])]
+    asked = [row for row in rows if any(set(keys) & run.keys() for run in rows[row])]
     labels = [tuple(line[:width]) for line in lines]
     if title == SELECTION:  # the only table that may leave variants out
         asked = [row for row in asked if row in labels]
@@ -210,8 +211,6 @@ def faults_of(title, head, lines, rows):
                 continue
             if column == "seeds":
                 values = [f"{len(runs)}"]
-            if column == "diverged":
-                values = [f"{runs.count({})} of {len(runs)}"]
             n += 1
             if wanted := fault(cell, values):
                 wrong.append(f"{title} / {label} / {column}: {cell}, but recomputed {wanted}")

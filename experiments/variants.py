@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What is compared: the models of train_tiny.py, circuits.py and text.py, slightly changed.
+"""What is compared: the models of train_tiny.py, circuits.py and text.py, slightly changed, and a
+shell game.
 
 A variant is a config's fields, a task and a model. All get the same seeds and batch size; those
 taught alike get equally many steps, unless the name ends in "long".
 """
 
+import itertools
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from experiments.circuits import Circuits
 from experiments.text import Text
-from mythos import RecurrentDepthTransformer, evaluation_mode, make_block
+from mythos import MythosConfig, RecurrentDepthTransformer, evaluation_mode, make_block
 from train_tiny import Chains
 
 # ------------------------------------------------------------------------------------------------
@@ -194,6 +197,86 @@ class FlatCircuits(Circuits):
         return 0
 
 
+class Shells(Chains):
+    """A shell game: k cups, a ball under one of them. Each node of a chain swaps two cups, or none;
+    its end swaps none. Where is the ball after T hops?
+
+    That is a product of T permutations, seen by one ball; the swaps of five cups generate S_5.
+
+    Tokens: i + n·p says that the ball is in place p, and at node i; then follow, from E = n·k on,
+    the edges, E + n·i + j, and what a node does, E + n² + S·i + s for swap s of S. A sequence is n
+    of each: edges, swaps, queries. An answer is a token of the first kind; an edge i→j is scored
+    as token j, a swap is not scored. The model has no coda: the head reads the state itself.
+    """
+
+    name, cups, n_nodes, steps = "shells", 5, 12, 1200
+    decoys = (1,)
+
+    def __init__(self) -> None:
+        pairs = [(0, 0), *itertools.combinations(range(self.cups), 2)]
+        self.swaps = torch.arange(self.cups).repeat(len(pairs), 1)  # (S, k): from place to place
+        for row, (i, j) in zip(self.swaps, pairs, strict=True):
+            row[i], row[j] = j, i
+
+    def config(self, attention_type: str) -> MythosConfig:
+        n, S = self.n_nodes, len(self.swaps)
+        size = n * self.cups + n * n + n * S
+        dense = dict(vocab_size=size, num_experts=0, coda_layers=0)
+        return replace(super().config(attention_type), **dense)
+
+    def games(self, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+        """tokens (B, 3n); for each query its node and the ball's place after 0 … n hops, (B, n)
+        each, as i + n·p."""
+        n, B, S = self.n_nodes, len(lengths), len(self.swaps)
+        tokens, node, successors, _ = self.sequences(lengths, generator)
+
+        def random(most: int) -> Tensor:
+            return torch.randint(most, (B, n), generator=generator)
+
+        swap = random(S).masked_fill(successors == torch.arange(n), 0)
+        place, listed = random(self.cups), torch.rand(B, n, generator=generator).argsort(dim=1)
+        path = [node + n * place]
+        for _ in range(n):
+            place = self.swaps[swap.gather(1, node), place]
+            node = successors.gather(1, node)
+            path.append(node + n * place)
+        edges, acts = tokens[:, :n] - n, n * n + S * listed + swap.gather(1, listed)
+        return torch.cat([n * self.cups + edges, n * self.cups + acts, path[0]], dim=1), path
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        """As of `Chains`: only answers at most 5 hops away are scored."""
+        n, B, T = self.n_nodes, self.batch_size, self.draw_loops(generator)
+        longest = torch.randint(2, n + 1, (B, 1), generator=generator)
+        lengths = 1 + (torch.rand(B, n, generator=generator) * longest).long()
+        tokens, path = self.games(lengths, generator)
+        near = path[T] % n == path[min(T, self.train_hops)] % n
+        leads_to = (tokens[:, :n] - n * self.cups) % n
+        answers = torch.where(near, path[T], -100)
+        return tokens, torch.cat([leads_to, torch.full_like(answers, -100), answers], dim=1), T
+
+    def learned(self, n_loops: int, loss: float) -> None:
+        """Curriculum. At a loss of 0.2, as of `Chains`, nodes are right, but places not yet."""
+        if n_loops == self.frontier < self.train_loops and loss < 0.1:
+            self.frontier += 1
+
+    def test_set(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As of `Chains`; an answer is the ball's place and node, a decoy a chain of one node."""
+        generator, size = torch.Generator().manual_seed(12345), self.test_size
+        lengths = torch.tensor([(self.longest, *self.decoys)]).expand(size, -1)
+        tokens, path = self.games(lengths, generator)
+        end = path[-1] % self.n_nodes
+        moved = torch.stack([at % self.n_nodes != end for at in path])
+        hops = moved.sum(dim=0)
+        alone = (hops == 0) & (end != end.mode(dim=1, keepdim=True).values)
+        return tokens, path[-1], hops.masked_fill(alone, -1)
+
+
+class ToldShells(ToldHops, Shells):
+    """For a stack that is told T, in as many steps as the loop."""
+
+    steps = Shells.steps
+
+
 class ManyBytes(Text):
     """Scored on more bytes than text.py takes the time for."""
 
@@ -312,6 +395,8 @@ def supervision(name: str) -> str:
 # with the loop, and 14 as many FLOPs as its 12 loops (a test compares).
 SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=3, d_ff=448)
 SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=14, d_ff=222)
+SHELLS_SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=2)
+SHELLS_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=13)
 TEXT_SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=4)
 TEXT_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=6)
 
@@ -340,6 +425,14 @@ VARIANTS = {
         "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, FlatCircuits),
         "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, FlatCircuits),
     },
+    "shells": {
+        "loop": Variant("the loop, without a coda", task=Shells),
+        "once-told": Variant("2 layers, told how many hops", SHELLS_SAME_PARAMS, ToldShells),
+        "flat-told": Variant(
+            "13 layers, same FLOPs as 12 loops, told how many hops", SHELLS_SAME_FLOPS, ToldShells
+        ),
+        "coda": Variant("the loop with a coda", dict(coda_layers=1), Shells),
+    },
     "text": {
         "one-loop": Variant("the same model, always one loop", task=OneLoopText),
         "twice": Variant("always two loops", task=TwiceText),
@@ -351,12 +444,6 @@ VARIANTS = {
         "flat-flops": Variant("6 layers, same FLOPs as two loops", TEXT_SAME_FLOPS, FlatText),
         "flat-long": Variant("4 layers, 1.5 times the steps", TEXT_SAME_PARAMS, LongFlatText),
     },
-}
-
-LR_SCALES = ("0.33", "2", "4")
-UNSTABLE = ("loop", "free-a", "no-injection")
-VARIANTS["stability"] = {
-    f"{name}-lr{scale}": VARIANTS["chains"][name] for name in UNSTABLE for scale in LR_SCALES
 }
 
 
