@@ -301,7 +301,8 @@ def how_to_read() -> str:
 Training is in bf16 where autocast puts it, with fp32 weights; a step is forward, backward, fused
 AdamW and the router's bias, on one batch of random tokens. Its FLOPs are 3 times the forward's, as
 usual, and are compared with one large bf16 product on the same card. That product's own rate
-differed by 7% between runs on cards of one kind, the models' tokens/s by less.
+differed by 7% between runs on cards of one kind, the large models' tokens/s by about 1%, the toy's,
+which wait for Python, by a fifth.
 {LARGE} has {layers} + {config.coda_layers} layers.
 Decoding is one step for {bench.DECODE_BATCH} sequences, in bf16. A CUDA graph fits one length only,
 and shows what is left without Python's calls and without the check of ids, which waits for the GPU.

@@ -470,7 +470,8 @@ def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs) -> str
         f"plain layers, as many parameters, in {deep['flat-params']}, 14, as many FLOPs, in "
         f"{deep['flat-flops']}; naming the likelier value in {likelier_value(LAST):.0%}. A shell "
         "game with five cups, whose hops are permutations, 10 hops after training on 5: "
-        f"{percent(shells['loop'], at_last)}; 13 plain layers, as many FLOPs, told T, come to "
+        f"{percent(shells['loop'], at_last)}, but with a coda "
+        f"{percent(shells['coda'], at_last)}; 13 plain layers, as many FLOPs, told T, come to "
         f"{learned}.",
         f"* **Halting needs no head.** On chains, halting gets {halted(chains['loop'])} right, the "
         f"best fixed number of loops {fixed(chains['loop'])}; on circuits "

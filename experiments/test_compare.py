@@ -600,14 +600,12 @@ def test_bits_saved_are_those_of_two_loops():
     loop = {"halting": {"accuracy": [0.5, 1.0]}, "accuracy": {"12": [0.625] * 11, "2": [0.25] * 11}}
     plain, worse = {"accuracy": {"0": [0.5] * 11}}, {"accuracy": {"12": [0.375] * 11}}
     circuits = {"loop": [loop], "flat-params": [plain], "flat-flops": [worse]}
-    shells = {"loop": [loop], "flat-told": [{"frontier": 4}]}
+    shells = {"loop": [loop], "coda": [worse], "flat-told": [{"frontier": 4}]}
     told = report.readme_points({"loop": [loop]}, circuits, shells, found)
     told = " ".join(told.split())
     assert "the loop is right in 62.5%, 3 plain layers, as many parameters, in 50.0%, 14" in told
-    assert (
-        "FLOPs, in 37.5%;" in told
-        and "62.5%; 13 plain layers, as many FLOPs, told T, come to 4.0." in told
-    )
+    assert "FLOPs, in 37.5%;" in told and "62.5%, but with a coda 37.5%; 13 plain" in told
+    assert "13 plain layers, as many FLOPs, told T, come to 4.0." in told
     assert "On chains, halting gets 75.0% right, the best fixed number of loops 62.5%;" in told
     assert "+0.250 over the same model with one; +0.200 over 4 plain layers, as many" in told
     assert "as many training FLOPs -0.250 over 6, +0.300 over 4 with 1.5 times" in told
