@@ -44,6 +44,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Annotated, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
@@ -54,44 +55,55 @@ from torch import Tensor, nn
 # ------------------------------------------------------------------------------------------------
 
 
+# What a number may be: its type, in words, and a test. `check_numbers`, at the end of the file,
+# reads these annotations: a config's, and those of the functions below.
+NonNegInt = Annotated[int, "an integer >= 0", lambda x: x >= 0]
+PosInt = Annotated[int, "an integer >= 1", lambda x: x >= 1]
+NonNegFloat = Annotated[float, "a finite number >= 0", lambda x: x >= 0]
+PosFloat = Annotated[float, "a finite number above 0", lambda x: x > 0]
+Probability = Annotated[float, "a number in (0, 1]", lambda x: 0 < x <= 1]
+
+
 @dataclass(frozen=True)
 class MythosConfig:
     """Every number of the architecture. The defaults build in a moment on a laptop.
 
     A width that is None follows the rule in its comment: `derive_widths` has the number.
-    Raises ValueError at construction if a field, or a combination of fields, is impossible. A field
-    that you add is not checked until NUMBERS lists it (and MAY_BE_NONE, if it may be None).
+    Raises ValueError at construction if a field, or a combination of fields, is impossible. The
+    checks read the types below. A field of yours may have one of them, or its own, such as
+    Annotated[float, "a number in [0, 1)", lambda x: 0 <= x < 1]; a bare int or float is not
+    checked. All fields reach `make_block`.
     """
 
-    vocab_size: int = 256  # V; 256: bytes
-    d_model: int = 128  # D, width of the residual stream
-    max_seq_len: int = 1024  # the longest sequence accepted, in tokens
+    vocab_size: PosInt = 256  # V; 256: bytes
+    d_model: PosInt = 128  # D, width of the residual stream
+    max_seq_len: PosInt = 1024  # the longest sequence accepted, in tokens
     embed_norm: bool = True  # RMSNorm of the embedding; else the prelude's blocks drown it
 
     # The three stages. With recurrent_layers = 0 there is no loop: a plain transformer.
-    prelude_layers: int = 1  # blocks run once, before the loop
-    recurrent_layers: int = 1  # blocks inside the loop, run n_loops times
-    coda_layers: int = 1  # blocks run once, after the loop
-    max_loop_iters: int = 8  # the default L, not a limit: a call may ask for more
-    spectral_radius_target: float | None = 0.95  # rho(A) stays below it; None: A is free
+    prelude_layers: NonNegInt = 1  # blocks run once, before the loop
+    recurrent_layers: NonNegInt = 1  # blocks inside the loop, run n_loops times
+    coda_layers: NonNegInt = 1  # blocks run once, after the loop
+    max_loop_iters: NonNegInt = 8  # the default L, not a limit: a call may ask for more
+    spectral_radius_target: PosFloat | None = 0.95  # rho(A) stays below it; None: A is free
 
     # Attention. head_dim is the width of a query head; MLA adds head_dim / 2 numbers for RoPE.
     attention_type: str = "mla"  # "mla" or "gqa"
-    n_heads: int = 4  # H
-    head_dim: int | None = None  # C; None: d_model / n_heads
-    n_kv_heads: int | None = None  # G, GQA only; None: n_heads / 4 if that is whole, else n_heads
-    kv_lora_rank: int | None = None  # Z, MLA only; None: 4·head_dim, as in DeepSeek-V2
-    q_lora_rank: int | None = None  # MLA only; None: queries are not compressed
-    rope_theta: float = 10_000.0  # base of RoPE's angles: larger means slower rotation
+    n_heads: PosInt = 4  # H
+    head_dim: PosInt | None = None  # C; None: d_model / n_heads
+    n_kv_heads: PosInt | None = None  # G, GQA only; None: n_heads / 4 if whole, else n_heads
+    kv_lora_rank: PosInt | None = None  # Z, MLA only; None: 4·head_dim, as in DeepSeek-V2
+    q_lora_rank: PosInt | None = None  # MLA only; None: queries are not compressed
+    rope_theta: PosFloat = 10_000.0  # base of RoPE's angles: larger means slower rotation
 
     # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
-    d_ff: int | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, up to a multiple of 64
-    num_experts: int = 8  # E, routed
-    num_experts_per_token: int = 2  # K
-    num_shared_experts: int = 1  # experts that every token uses, in addition to its K
-    d_expert: int | None = None  # the same of one expert; None: d_ff / (K + shared), up, by 8
+    d_ff: PosInt | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, up, by 64
+    num_experts: NonNegInt = 8  # E, routed
+    num_experts_per_token: PosInt = 2  # K
+    num_shared_experts: NonNegInt = 1  # experts that every token uses, besides its K
+    d_expert: PosInt | None = None  # the same of one expert; None: d_ff / (K + shared), up, by 8
 
-    norm_eps: float = 1e-6
+    norm_eps: PosFloat = 1e-6
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -123,18 +135,19 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """softmax(scale·q·kᵀ)·v for the last T of S tokens: (N, H, T, width of v).
+    """softmax(scale·q·kᵀ)·v for the T newest of S tokens: (N, H, T, width of v).
 
     Query i is token S − T + i, and sees the keys 0 … S − T + i. q is (N, H, T, width); k and v
     (N, G, S, ..) may have fewer heads. scale: None is 1 / sqrt(width).
     """
     (N, H, T, _), (_, G, S, _) = q.shape, k.shape
-    if T == S:  # no past, and no T×T mask either
+    # One formula, three calls: the first two need no mask in memory.
+    if T == S:  # all tokens are new: query i sees keys 0 … i, which is what is_causal means
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    if T == 1:  # it sees all keys: no mask; the H/G heads of one key can be H/G queries
+    if T == 1:  # it sees all keys, as any query would: the H/G heads of a key go as H/G queries
         out = F.scaled_dot_product_attention(q.reshape(N, G, H // G, -1), k, v, scale=scale)
         return out.reshape(N, H, 1, -1)
-    # With a past, is_causal is wrong (it lets query 0 see key 0 only), so the mask is written out.
+    # New tokens behind a past: is_causal would let query 0 see key 0 alone. So the mask is written.
     mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
 
@@ -248,7 +261,8 @@ class MultiHeadLatentAttention(nn.Module):
         rows = rows[:, None]  # (N, 1, S, W): one key/value head
         # q is W wide now, but the score is still that of C + rope_dim numbers: scale by those.
         out = self.attend(q, rows, rows, scale=(self.head_dim + self.rope_dim) ** -0.5)
-        out = out[..., : self.kv_lora_rank]  # the averaged rotated keys are not part of the value
+        # As values, the rows' last rope_dim numbers, rotated keys, are averaged for nothing: cut.
+        out = out[..., : self.kv_lora_rank]
         return torch.einsum("nhtz,hcz->nhtc", out, U_v)
 
 
@@ -295,17 +309,16 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, d_model: int, d_expert: int, num_experts: int, num_experts_per_token: int,
                  num_shared_experts: int = 0) -> None:  # fmt: skip
         super().__init__()
-        E, D = num_experts, d_model
         self.num_experts_per_token = num_experts_per_token
-        self.router = nn.Linear(D, E, bias=False)
+        self.router = nn.Linear(d_model, num_experts, bias=False)
         # Expert i is a SwiGLU whose products are x @ gate_up_proj[i] and hidden @ down_proj[i].
-        self.gate_up_proj = nn.Parameter(torch.empty(E, D, 2 * d_expert))
-        self.down_proj = nn.Parameter(torch.empty(E, d_expert, D))
-        self.shared = SwiGLU(D, num_shared_experts * d_expert) if num_shared_experts else None
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, d_model, 2 * d_expert))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, d_expert, d_model))
+        self.shared = SwiGLU(d_model, num_shared_experts * d_expert) if num_shared_experts else None
         # Train in fp32 (or autocast): in bf16 a step of 0.001 is lost once the bias exceeds 0.5.
-        self.register_buffer("router_bias", torch.empty(E))
+        self.register_buffer("router_bias", torch.empty(num_experts))
         # Tokens sent to each expert since the last bias update. Integers: no cast can round them.
-        self.register_buffer("load", torch.empty(E, dtype=torch.int64))
+        self.register_buffer("load", torch.empty(num_experts, dtype=torch.int64))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -492,8 +505,8 @@ class Cache:
         looped[loops_run:] = looped[loops_run - 1]
 
 
-def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
-           top_p: float | None = None, generator=None) -> Tensor:  # fmt: skip
+def sample(logits: Tensor, temperature: NonNegFloat = 1.0, top_k: PosInt | None = None,
+           top_p: Probability | None = None, generator=None) -> Tensor:  # fmt: skip
     """One id per sequence, (N, 1), from logits (N, V). See `RecurrentDepthTransformer.generate`."""
     check_numbers(temperature=temperature, top_k=top_k, top_p=top_p)
     finite = bool(logits.amax(dim=-1).isfinite().all())
@@ -521,8 +534,9 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
 def make_block(w: SimpleNamespace, experts: bool) -> Block:
     """A block with attention of the config's type, and with experts or a dense SwiGLU.
 
-    To attend otherwise, pass `attend` to both attentions here.
-    w: the config's fields, widths filled in, from `derive_widths`.
+    To attend otherwise, pass `attend` to both attentions here. For dropout on what the sublayers
+    add, put nn.Dropout behind attention.out_proj and behind ffn, with nn.Sequential.
+    w: the config's fields, yours included, widths filled in, from `derive_widths`.
     """
     heads = dict(d_model=w.d_model, n_heads=w.n_heads, head_dim=w.head_dim)
     if w.attention_type == "mla":
@@ -584,9 +598,10 @@ class RecurrentDepthTransformer(nn.Module):
         A, B                      a = 0: A starts just below target / 2 (free: 0.475); b = 0.5
         router bias, load         0
 
-        A module of yours with parameters needs a method reset_parameters (nn.Embedding has one: std
-        1), or ValueError is raised; so put no parameter directly into the model. A Linear with a
-        bias, or a subclass of Linear, is refused, too.
+        A module of yours: if it is an nn.Linear without bias, it is a matrix as above. Anything
+        else with parameters of its own is initialised by its method reset_parameters (nn.Embedding
+        has one: std 1); ValueError is raised if it has none, for a parameter put directly into the
+        model, and for a Linear with a bias or of a subclass.
         """
         for name, module in self.named_modules():
             if type(module) is nn.Linear and module.bias is None:
@@ -600,9 +615,9 @@ class RecurrentDepthTransformer(nn.Module):
         self.head.weight.normal_(std=0.02)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, *,
-                n_loops: int | None = None, grad_loops: int | None = None,
-                halt_threshold: float | None = None, cache: Cache | None = None,
-                logits_to_keep: int = 0) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+                n_loops: NonNegInt | None = None, grad_loops: PosInt | None = None,
+                halt_threshold: NonNegFloat | None = None, cache: Cache | None = None,
+                logits_to_keep: NonNegInt = 0) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Token ids (N, T) -> logits (N, T, V) and, given targets (N, T), their mean cross-entropy.
 
         targets: the id wanted at each position (the caller shifts); −100 is not scored. When you
@@ -666,10 +681,12 @@ class RecurrentDepthTransformer(nn.Module):
     def has_settled(self, h_next: Tensor, h: Tensor, halt_threshold: float) -> Tensor:
         """The halting rule: which tokens (N, T) may halt with h_next, the state after this loop.
 
-        A rule of your own may look at each token's own two states, and at nothing else, or else
+        A rule of your own may look at each token's own states, and at nothing else, or else
         decoding would not give the answer of one pass. Not at other tokens: in decoding, h holds
         the newest token alone. And not through a block, such as the coda, whose attention reads
-        earlier tokens: in one pass they are at this same loop, in decoding at their last.
+        earlier tokens: in one pass they are at this same loop, in decoding at their last. A rule
+        that needs more than the two states here, say three loops in a row, goes into `run_loop`,
+        which has them.
         """
         return relative_change(h_next, h) < halt_threshold  # nan, an exploded state: not settled
 
@@ -719,19 +736,18 @@ class RecurrentDepthTransformer(nn.Module):
         x = self.run_blocks(self.coda, self.state_norm(h), rope, cache, slot)
         return self.head(self.output_norm(x[:, -logits_to_keep:]))  # 0: x[:, 0:] is all
 
-    def new_cache(self, batch_size: int, length: int, n_loops: int | None = None) -> Cache:
+    def new_cache(self, batch_size: PosInt, length: PosInt, n_loops: NonNegInt | None = None):
         """An empty cache for `length` tokens at exactly `n_loops` loops, on the model's device."""
         n_loops, most = check_loops(self, n_loops), self.config.max_seq_len
         check_numbers(batch_size=batch_size, length=length)
         expect(length <= most, "length", length, f"at most max_seq_len = {most}")
-        dtype = next(self.parameters()).dtype
-        return Cache(cache_layout(self, batch_size, n_loops), length, dtype)
+        return Cache(cache_layout(self, batch_size, n_loops), length, next(self.parameters()).dtype)
 
     @torch.no_grad()
-    def generate(self, tokens: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
-                 top_k: int | None = None, top_p: float | None = None, n_loops: int | None = None,
-                 halt_threshold: float | None = None, eos_token: int | None = None,
-                 generator: torch.Generator | None = None) -> Tensor:  # fmt: skip
+    def generate(self, tokens: Tensor, max_new_tokens: NonNegInt, *, temperature: NonNegFloat = 1.0,
+                 top_k: PosInt | None = None, top_p: Probability | None = None,
+                 n_loops: NonNegInt | None = None, halt_threshold: NonNegFloat | None = None,
+                 eos_token: NonNegInt | None = None, generator=None) -> Tensor:  # fmt: skip
         """Continue prompts (N, T), all of one length, with sampled ids: (N, T + max_new_tokens).
 
         No token is masked: padding would be read as part of the prompt, and change the answer. Call
@@ -762,7 +778,7 @@ class RecurrentDepthTransformer(nn.Module):
                     break
         return tokens
 
-    def update_router_bias(self, speed: float = 1e-3) -> Tensor:
+    def update_router_bias(self, speed: NonNegFloat = 1e-3) -> Tensor:
         """Balance all experts (see MixtureOfExperts); returns the loads, (layers with experts, E).
 
         Call once after each optimizer step. A model without experts returns an empty tensor.
@@ -783,7 +799,8 @@ class RecurrentDepthTransformer(nn.Module):
 
 # Heads of 128 and a latent of 512 as in DeepSeek-V2/V3, one shared expert as in V3. Loops, experts
 # and context grow with size. d_expert is chosen so that the total, vocabulary included, matches the
-# name. rope_theta keeps its default: raise it when training at these lengths.
+# name; if you change the architecture, choose it anew. rope_theta keeps its default: raise it when
+# training at these lengths.
 SIZE_FIELDS = """vocab_size max_seq_len d_model n_heads q_lora_rank prelude_layers recurrent_layers
     coda_layers max_loop_iters num_experts num_experts_per_token d_expert n_kv_heads kv_lora_rank
     head_dim""".split()
@@ -916,41 +933,38 @@ def expect(ok: bool, field: str, got: object, expected: object) -> None:
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
 
-# What each number of a config or a call may be: (in words, type, test), and the names of those
-# numbers (some are arguments of experiments/measure.py). RULES has it the other way round, name ->
-# rule. Those in MAY_BE_NONE may also be None.
-NUMBERS = {
-    ("an integer >= 0", int, lambda x: x >= 0): """prelude_layers recurrent_layers coda_layers
-        max_loop_iters num_experts num_shared_experts n_loops max_new_tokens eos_token context
-        logits_to_keep""",
-    ("an integer >= 1", int, lambda x: x >= 1): """vocab_size d_model max_seq_len n_heads head_dim
-        n_kv_heads kv_lora_rank q_lora_rank d_ff num_experts_per_token d_expert grad_loops top_k
-        batch_size length bytes_per_number iterations""",
-    ("a finite number >= 0", float, lambda x: x >= 0): "halt_threshold temperature speed",
-    ("a finite number above 0", float, lambda x: x > 0): "norm_eps",
-    ("a finite number >= 1, or angles can overflow", float, lambda x: x >= 1): "rope_theta",
-    ("a number in (0, 1)", float, lambda x: 0 < x < 1): "spectral_radius_target",
-    ("a number in (0, 1]", float, lambda x: 0 < x <= 1): "top_p",
-}
-RULES = {name: rule for rule, names in NUMBERS.items() for name in names.split()}
-MAY_BE_NONE = """head_dim n_kv_heads kv_lora_rank q_lora_rank d_ff d_expert spectral_radius_target
-    n_loops grad_loops halt_threshold top_k top_p eos_token""".split()
+def rules_of(*annotated: object) -> dict[str, tuple]:
+    """name -> (type, in words, test, whether None will do), from the annotations of functions and
+    classes such as `PosInt` and `PosInt | None`. Other annotations are passed over."""
+    return {
+        name: (*get_args(part), part is not kind)
+        for source in annotated
+        for name, kind in getattr(source, "__annotations__", {}).items()
+        for part in (kind, *get_args(kind))  # of `PosInt | None`: the two
+        if get_origin(part) is Annotated
+    }
 
 
-def check_numbers(**numbers) -> None:
+RULES = rules_of(sample, *vars(RecurrentDepthTransformer).values())
+
+
+def check_numbers(rules=RULES, /, **numbers) -> None:
     for name, got in numbers.items():
-        expected, kind, holds = RULES[name]
+        kind, expected, holds, optional = rules[name]
         number = isinstance(got, int | kind) and not isinstance(got, bool) and abs(got) < 1e38
-        none = got is None and name in MAY_BE_NONE
-        expected += " or None" if name in MAY_BE_NONE else ""
-        expect(none or (number and holds(got)), name, got, expected)
+        expected += " or None" if optional else ""
+        expect((optional and got is None) or (number and holds(got)), name, got, expected)
 
 
 def check_config(c: MythosConfig) -> None:
-    check_numbers(**{name: value for name, value in vars(c).items() if name in RULES})
+    rules = rules_of(*type(c).__mro__)  # those of a subclass, too
+    check_numbers(rules, **{name: got for name, got in vars(c).items() if name in rules})
     H, K, E, kind = c.n_heads, c.num_experts_per_token, c.num_experts, c.attention_type
     expect(kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")
     expect(isinstance(c.embed_norm, bool), "embed_norm", c.embed_norm, "True or False")
+    rho = c.spectral_radius_target
+    expect(rho is None or rho < 1, "spectral_radius_target", rho, "a number in (0, 1) or None")
+    expect(c.rope_theta >= 1, "rope_theta", c.rope_theta, "1 or more, or angles can overflow")
     whole, w = c.head_dim is not None or c.d_model % H == 0, derive_widths(c)
     expect(whole, "n_heads", H, f"a divisor of d_model = {c.d_model}, or head_dim given")
     divisor = 4 if kind == "mla" else 2  # for pairs: rope_dim is even (MLA: head_dim / 2)

@@ -16,6 +16,7 @@ import math
 import re
 import types
 from collections import defaultdict
+from typing import Annotated
 
 import pytest
 import torch
@@ -1161,12 +1162,24 @@ def test_default_widths_follow_their_rules():
 
 
 def test_a_config_can_be_extended():
-    """A rule for one kind of field that refuses another's: a dropout of 0.0."""
-    extra = [("dropout", float, 0.0), ("note", str, "")]
+    """A field whose own bounds nobody reads; a rule for one kind of number that refuses another."""
+    dropout = Annotated[float, "a number in [0, 1)", lambda x: 0 <= x < 1]
+    extra = [("dropout", dropout, 0.0), ("window", mythos.PosInt | None, None), ("note", str, "")]
     Wider = dataclasses.make_dataclass("Wider", extra, bases=(MythosConfig,), frozen=True)
-    assert Wider().dropout == 0.0
-    with pytest.raises(ValueError, match="^d_model: got -1"):
-        Wider(d_model=-1)
+    assert Wider().dropout == 0.0 and Wider(window=3).window == 3
+    for field, bad, expected in (
+        ("dropout", 1.0, r"a number in \[0, 1\)"), ("dropout", None, r"a number in \[0, 1\)"),
+        ("window", 0, "an integer >= 1 or None"), ("d_model", -1, "an integer >= 1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{field}: got {bad}, expected {expected}$"):
+            Wider(**{field: bad})
+
+
+def test_every_number_of_a_config_states_its_bounds():
+    """A number that nothing checks. (Of a call there is none: no rule for it is a KeyError.)"""
+    kinds = MythosConfig.__annotations__
+    numbers = {name for name, kind in kinds.items() if kind not in (bool, str)}
+    assert mythos.rules_of(MythosConfig).keys() == numbers
 
 
 @both

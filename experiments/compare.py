@@ -197,6 +197,7 @@ MEASURES = {
     "circuits": measure_by_difficulty,
     "shells": measure_by_difficulty,
     "text": measure_text,
+    "rates": measure_text,
 }
 
 

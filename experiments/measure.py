@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mythos import (
+    RULES,
     MixtureOfExperts,
+    NonNegInt,
+    PosInt,
     RecurrentDepthTransformer,
     check_call,
     check_loops,
@@ -20,6 +23,7 @@ from mythos import (
     expect,
     expert_layers,
     relative_change,
+    rules_of,
 )
 
 # ------------------------------------------------------------------------------------------------
@@ -72,7 +76,7 @@ def spectral_radius(model: RecurrentDepthTransformer) -> float:
 
 
 def loop_gain(model: RecurrentDepthTransformer, tokens: Tensor, *, n_loops: int | None = None,
-              iterations: int = 100, generator=None) -> float:  # fmt: skip
+              iterations: PosInt = 100, generator=None) -> float:  # fmt: skip
     """Spectral radius of the Jacobian J = d h_{t+1} / d h_t at the state after n_loops loops.
 
     Near a fixed point it tells whether the loop settles, which rho(A) does not: above 1 some small
@@ -135,7 +139,8 @@ def executed_params(model: RecurrentDepthTransformer, n_loops: int | None = None
     return num_params(model, active=True) + (check_loops(model, n_loops) - 1) * loop
 
 
-def flops_per_token(model: RecurrentDepthTransformer, n_loops: int | None = None, context=0) -> int:
+def flops_per_token(model: RecurrentDepthTransformer, n_loops: int | None = None,
+                    context: NonNegInt = 0) -> int:  # fmt: skip
     """Forward FLOPs for one token: 2 per executed parameter, and attention to `context` keys.
 
     The embedding is a lookup and costs nothing. Training costs three times as much (forward, and a
@@ -151,7 +156,7 @@ def flops_per_token(model: RecurrentDepthTransformer, n_loops: int | None = None
 
 
 def kv_bytes_per_token(model: RecurrentDepthTransformer, n_loops: int | None = None,
-                       bytes_per_number: int = 2) -> int:  # fmt: skip
+                       bytes_per_number: PosInt = 2) -> int:  # fmt: skip
     """Cache bytes for one token: row width × layer applications × bytes (2: bf16)."""
     check_numbers(bytes_per_number=bytes_per_number)
     return model.widths.row * layer_applications(model, n_loops) * bytes_per_number
@@ -160,3 +165,6 @@ def kv_bytes_per_token(model: RecurrentDepthTransformer, n_loops: int | None = N
 def layer_applications(model: RecurrentDepthTransformer, n_loops: int | None) -> int:
     c = model.config
     return c.prelude_layers + check_loops(model, n_loops) * c.recurrent_layers + c.coda_layers
+
+
+RULES |= rules_of(loop_gain, flops_per_token, kv_bytes_per_token)  # for `check_numbers`

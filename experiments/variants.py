@@ -7,7 +7,9 @@ taught alike get equally many steps, unless the name ends in "long".
 """
 
 import itertools
+import zlib
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -312,6 +314,49 @@ class LongFlatText(FlatText):
     steps = 3 * Text.steps // 2
 
 
+class ThriceText(TwiceText):
+    """Always three loops."""
+
+    n_loops = 3
+
+
+class GrownText(TwiceText):
+    """One loop at first; two once 40% of the steps are done."""
+
+    def draw_loops(self, generator: torch.Generator) -> int:
+        most = super().draw_loops(generator)
+        return 1 if self.frontier < 0.4 * self.steps else most
+
+    def learned(self, n_loops: int, loss: float) -> None:
+        self.frontier += 1  # kept in the checkpoint: here it counts steps
+
+
+class FewBytes(TwiceText):
+    """Trained on 250 kB, which are read 16 times: 25 pieces from all over the library."""
+
+    pieces, piece = 25, 10_000
+
+    def __init__(self, data: Path | None = None) -> None:
+        super().__init__(data)
+        places = len(self.train_data) - self.piece
+        starts = torch.linspace(0, places, self.pieces).long()[:, None]
+        self.train_data = self.train_data[starts + torch.arange(self.piece)].flatten()
+        self.data_crc = zlib.crc32(self.test + bytes(self.train_data.tolist()))
+
+
+class OneLoopFewBytes(FewBytes):
+    n_loops = 1
+
+
+class FlatFewBytes(FewBytes):
+    n_loops = 0
+
+
+def at_rate(scale: float, task: type) -> type:
+    """The same task with another learning rate."""
+    return type(task.__name__, (task,), {"lr_scale": scale})
+
+
 class NoInjection(RecurrentDepthTransformer):
     """B = 0: e enters through R(h, e) alone."""
 
@@ -397,8 +442,14 @@ SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=3, d_ff=448
 SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=14, d_ff=222)
 SHELLS_SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=2)
 SHELLS_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=13)
-TEXT_SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=4)
-TEXT_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=6)
+# One of four routed experts and a shared one, which together are as wide as the dense layer.
+EXPERTS = dict(num_experts=4, num_experts_per_token=1, d_expert=64)
+RATES = (1.5, 3.0, 6.0)  # of text: times those of the chains
+
+
+def flat_text(layers: int) -> dict:
+    return dict(prelude_layers=0, recurrent_layers=0, coda_layers=layers)
+
 
 VARIANTS = {
     "chains": {
@@ -440,10 +491,27 @@ VARIANTS = {
             "two loops, embed_norm = False", dict(embed_norm=False), TwiceText
         ),
         "loop": Variant("random loop counts: the loop of text.py", task=ManyBytes),
-        "flat-params": Variant("4 layers, same parameters", TEXT_SAME_PARAMS, FlatText),
-        "flat-flops": Variant("6 layers, same FLOPs as two loops", TEXT_SAME_FLOPS, FlatText),
-        "flat-long": Variant("4 layers, 1.5 times the steps", TEXT_SAME_PARAMS, LongFlatText),
+        "flat-params": Variant("4 layers, same parameters", flat_text(4), FlatText),
+        "flat-flops": Variant("6 layers, same FLOPs as two loops", flat_text(6), FlatText),
+        "flat-long": Variant("4 layers, 1.5 times the steps", flat_text(4), LongFlatText),
+        "thrice": Variant("always three loops", task=ThriceText),
+        "grown": Variant("one loop, then two after 40% of the steps", task=GrownText),
+        "one-layer": Variant("two loops of one layer", dict(recurrent_layers=1), TwiceText),
+        "flat-three": Variant("3 layers", flat_text(3), FlatText),
+        "three-layers": Variant("two loops of three layers", dict(recurrent_layers=3), TwiceText),
+        "flat-five": Variant("5 layers", flat_text(5), FlatText),
+        "poor": Variant("always two loops", task=FewBytes),
+        "poor-one-loop": Variant("the same model, always one loop", task=OneLoopFewBytes),
+        "poor-flops": Variant("6 layers, same FLOPs", flat_text(6), FlatFewBytes),
+        "experts": Variant("always two loops", EXPERTS, TwiceText),
+        "experts-one-loop": Variant("the same model, always one loop", EXPERTS, OneLoopText),
     },
+}
+VARIANTS["rates"] = {
+    f"{name}-{rate:g}": Variant(f"{arm.what}, {rate:g}", arm.config, at_rate(rate, arm.task))
+    for name, arm in VARIANTS["text"].items()
+    if name in ("twice", "one-loop", "flat-params", "flat-flops")
+    for rate in RATES
 }
 
 
