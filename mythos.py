@@ -9,9 +9,9 @@ think longer about harder input:
     h_{t+1}  = A·h_t + B·e + R(h_t, e)                    in each loop t = 0 … L−1, same weights
     logits   = head(RMSNorm(Coda(RMSNorm(h_L))))          once; if L = 0, the coda reads e
 
-Prelude, Blocks and Coda are stacks of pre-norm transformer blocks; R(h, e) = Blocks(RMSNorm(h+e)):
-a block returns its input plus what it computed, so RMSNorm(h + e) is a summand of R. The state h is
-the scratch pad; the input e is offered again in every loop.
+Prelude, Blocks and Coda are stacks of pre-norm transformer blocks; R(h, e) = Blocks(RMSNorm(h+e)).
+A block returns its input plus what it computes, so R is RMSNorm(h + e) plus what the blocks add.
+The state h is the scratch pad; the input e is offered again in every loop.
 
     model = RecurrentDepthTransformer(get_model_config("tiny"))
     logits, loss = model(tokens, targets, n_loops=8)     # depth is an argument, not a constant
@@ -72,13 +72,13 @@ class MythosConfig:
     Raises ValueError at construction if a field, or a combination of fields, is impossible. The
     checks read the types below. A field of yours may have one of them, or its own, such as
     Annotated[float, "a number in [0, 1)", lambda x: 0 <= x < 1]; a bare int or float is not
-    checked. All fields reach `make_block`.
+    checked. `make_block` gets all fields, as attributes of its `w`.
     """
 
     vocab_size: PosInt = 256  # V; 256: bytes
     d_model: PosInt = 128  # D, width of the residual stream
     max_seq_len: PosInt = 1024  # the longest sequence accepted, in tokens
-    embed_norm: bool = True  # RMSNorm of the embedding; else the prelude's blocks drown it
+    embed_norm: bool = True  # RMSNorm of the embedding (std 0.02), or else blocks drown it
 
     # The three stages. With recurrent_layers = 0 there is no loop: a plain transformer.
     prelude_layers: NonNegInt = 1  # blocks run once, before the loop
@@ -97,11 +97,11 @@ class MythosConfig:
     rope_theta: PosFloat = 10_000.0  # base of RoPE's angles: larger means slower rotation
 
     # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
-    d_ff: PosInt | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, up, by 64
+    d_ff: PosInt | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, rounded up to 64·n
     num_experts: NonNegInt = 8  # E, routed
     num_experts_per_token: PosInt = 2  # K
     num_shared_experts: NonNegInt = 1  # experts that every token uses, besides its K
-    d_expert: PosInt | None = None  # the same of one expert; None: d_ff / (K + shared), up, by 8
+    d_expert: PosInt | None = None  # of an expert; None: d_ff / (K + shared), rounded up to 8·n
 
     norm_eps: PosFloat = 1e-6
 
@@ -144,7 +144,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     # One formula, three calls: the first two need no mask in memory.
     if T == S:  # all tokens are new: query i sees keys 0 … i, which is what is_causal means
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    if T == 1:  # it sees all keys, as any query would: the H/G heads of a key go as H/G queries
+    if T == 1:  # it sees all keys; the H/G heads of a key go as its queries: no key is repeated
         out = F.scaled_dot_product_attention(q.reshape(N, G, H // G, -1), k, v, scale=scale)
         return out.reshape(N, H, 1, -1)
     # New tokens behind a past: is_causal would let query 0 see key 0 alone. So the mask is written.
@@ -303,7 +303,7 @@ class MixtureOfExperts(nn.Module):
     it for experts that got too few tokens and lowers it for those that got too many. So the load
     evens out without an auxiliary loss, whose gradients would interfere (Wang et al. 2024).
 
-    To lift it: `nn`, `F`, `Tensor`, `SwiGLU`, `grouped_mm`.
+    To lift it: `nn`, `F`, `Tensor`, `SwiGLU`, `grouped_mm` (which says what it needs).
     """
 
     def __init__(self, d_model: int, d_expert: int, num_experts: int, num_experts_per_token: int,
@@ -354,12 +354,12 @@ class MixtureOfExperts(nn.Module):
         E, K = self.router_bias.numel(), self.num_experts_per_token
         # Sorted pair j, of N·T·K: expert[j] is its expert, pair[j] its index before the sort.
         expert, pair = chosen.flatten().sort(stable=True)
-        token = pair // K
-        # Expert i owns the sorted pairs from ends[i−1] up to ends[i].
+        token = pair // K  # a row of `chosen` is a token
+        # Expert i owns the sorted pairs from ends[i−1] up to ends[i], how many have an expert <= i.
         ids = torch.arange(E, device=x.device)
         ends = torch.searchsorted(expert, ids, right=True, out_int32=True)  # (E,)
         if self.training:
-            # `+=` would also set an attribute, which torch.compile refuses under checkpointing.
+            # `+=` would also assign self.load, which torch.compile refuses under checkpointing.
             self.load.add_(ends.diff(prepend=ends.new_zeros(1)))
         inputs = x.index_select(0, token)  # (pairs, D); x[token] has a slow backward
         gate, up = grouped_mm(inputs, self.gate_up_proj, ends).chunk(2, dim=-1)
@@ -412,7 +412,7 @@ class StateUpdate(nn.Module):
 
     A and B are diagonal, D numbers each. A diagonal A loses little: a diagonalisable A is diagonal
     in some basis, and the layers around it, which can mix channels freely, can learn that basis.
-    Only rotating a pair of channels is left to R. What it buys: the spectral radius, rho(A) =
+    To rotate channels into one another is left to R. What it buys: the spectral radius, rho(A) =
     max|A_i|, costs nothing to know, and is *bounded* for every value of the parameter `a` (unless
     the target is None):
 
@@ -481,7 +481,8 @@ class Cache:
 
         Where `active` (N, T) is False the token has halted, and its row of the loop before, which
         lies recurrent_layers slots earlier, takes the place of the new one (why: see `run_loop`).
-        None: keep every new row, as in prelude, coda, and loops in which no token has halted yet.
+        None: keep every new row, as in prelude, coda, and loops before which no token has halted,
+        loop 0 among them.
         Attention is given append(rows): `run_blocks` fixes slot and active.
         """
         new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
@@ -534,8 +535,9 @@ def sample(logits: Tensor, temperature: NonNegFloat = 1.0, top_k: PosInt | None 
 def make_block(w: SimpleNamespace, experts: bool) -> Block:
     """A block with attention of the config's type, and with experts or a dense SwiGLU.
 
-    To attend otherwise, pass `attend` to both attentions here. For dropout on what the sublayers
-    add, put nn.Dropout behind attention.out_proj and behind ffn, with nn.Sequential.
+    To attend otherwise, add `attend` to `heads`, which both attentions get. For dropout on what
+    attention and ffn add, give both a forward hook, (module, inputs, out) -> F.dropout(out, p,
+    module.training): hooks, unlike nn.Sequential, leave the weights' names as they are.
     w: the config's fields, yours included, widths filled in, from `derive_widths`.
     """
     heads = dict(d_model=w.d_model, n_heads=w.n_heads, head_dim=w.head_dim)
@@ -598,10 +600,10 @@ class RecurrentDepthTransformer(nn.Module):
         A, B                      a = 0: A starts just below target / 2 (free: 0.475); b = 0.5
         router bias, load         0
 
-        A module of yours: if it is an nn.Linear without bias, it is a matrix as above. Anything
-        else with parameters of its own is initialised by its method reset_parameters (nn.Embedding
-        has one: std 1); ValueError is raised if it has none, for a parameter put directly into the
-        model, and for a Linear with a bias or of a subclass.
+        A module of yours with parameters of its own: an nn.Linear without bias is a matrix, as
+        above. Any other is initialised by its method reset_parameters (nn.Embedding has one: std 1;
+        for another, set it below, as for embed). ValueError is raised for one without that method,
+        a Linear with a bias or of a subclass, and a parameter put directly into the model.
         """
         for name, module in self.named_modules():
             if type(module) is nn.Linear and module.bias is None:
@@ -680,6 +682,7 @@ class RecurrentDepthTransformer(nn.Module):
 
     def has_settled(self, h_next: Tensor, h: Tensor, halt_threshold: float) -> Tensor:
         """The halting rule: which tokens (N, T) may halt with h_next, the state after this loop.
+        With threshold 0 none may.
 
         A rule of your own may look at each token's own states, and at nothing else, or else
         decoding would not give the answer of one pass. Not at other tokens: in decoding, h holds
@@ -699,17 +702,19 @@ class RecurrentDepthTransformer(nn.Module):
         loops may tie the model to the depth that it was trained at.
 
         Halting needs a cache. Say loop s is the last that a token runs. Its state stays h_{s+1},
-        and in the slots of later loops the cache gets a copy of its rows of loop s. So in loop t a
-        later token reads this token's row of loop min(t, s), whether both are in one call or not;
-        and as s depends on no later token, decoding token by token gives the answer of one pass (up
-        to rounding, which may make a token halt a loop earlier or later). Halting saves work once
-        *all* tokens of the call, in all N sequences, have halted; until then a halted token is
-        computed like the others, and the result is discarded.
+        and the cache repeats its rows of loop s in the slots of all later loops (s = 2: those of
+        loops 3, 4, … repeat loop 2's). So in loop t a later token reads this token's row of loop
+        min(t, s), whether both are in one call or not; and as s depends on no later token, decoding
+        token by token gives the answer of one pass (up to rounding, which may make a token halt a
+        loop earlier or later). Halting saves work once *all* tokens of the call, in all N
+        sequences, have halted; until then a halted token is computed like the others, and the
+        result is discarded.
         """
         ok = halt_threshold is None or cache is not None
         expect(ok, "cache", cache, "a cache, which holds the rows of halted tokens")
         h = self.initial_state(e)
-        active = torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)  # False: halted
+        # Of each token, whether it still runs: False once it has halted, in the loops from then on.
+        active = torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)
         loops_used, n_active = torch.zeros_like(active, dtype=torch.int64), active.numel()
         first_grad_loop = 0 if grad_loops is None else n_loops - grad_loops
         for t in range(n_loops):
@@ -937,10 +942,10 @@ def rules_of(*annotated: object) -> dict[str, tuple]:
     """name -> (type, in words, test, whether None will do), from the annotations of functions and
     classes such as `PosInt` and `PosInt | None`. Other annotations are passed over."""
     return {
-        name: (*get_args(part), part is not kind)
+        name: (*get_args(part), part is not kind)  # a part alone: the other part was None
         for source in annotated
         for name, kind in getattr(source, "__annotations__", {}).items()
-        for part in (kind, *get_args(kind))  # of `PosInt | None`: the two
+        for part in (kind, *get_args(kind))  # `PosInt | None` has two parts
         if get_origin(part) is Annotated
     }
 

@@ -275,6 +275,21 @@ def test_another_attend_is_used_on_every_path(kind):
     assert_close(torch.cat(chunks, dim=1), want)
 
 
+@both
+def test_dropout_by_hooks(kind):
+    """make_block's hint: a path that goes around a hook; weights renamed; dropout in decoding."""
+    plain, dropped, tokens = make(attention_type=kind), make(attention_type=kind), ids(1, 6)
+    for block in (*dropped.prelude, *dropped.recurrent, *dropped.coda):
+        for part in (block.attention, block.ffn):
+            part.register_forward_hook(lambda part, _, out: F.dropout(out, 0.5, part.training))
+    dropped.load_state_dict(plain.state_dict())
+    decode = dict(temperature=0, n_loops=2)
+    assert torch.equal(dropped.generate(tokens, 4, **decode), plain.generate(tokens, 4, **decode))
+    assert torch.equal(dropped(tokens)[0], plain(tokens)[0])
+    logits, again = (dropped.train()(tokens)[0] for _ in range(2))
+    assert (logits - again).abs().max() > 1e-3
+
+
 class Adapter(nn.Module):
     """A low-rank change around a layer, with a .weight, as the usual adapter libraries have it."""
 

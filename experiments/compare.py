@@ -196,8 +196,8 @@ MEASURES = {
     "chains": measure_chains,
     "circuits": measure_by_difficulty,
     "shells": measure_by_difficulty,
-    "text": measure_text,
-    "rates": measure_text,
+    "stack-rates": measure_by_difficulty,
+    **dict.fromkeys(("text", "layers", "experts", "few-bytes", "rates"), measure_text),
 }
 
 

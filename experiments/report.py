@@ -63,7 +63,7 @@ def reach(numbers: dict) -> int:
 
 
 def has_loop(runs: list[dict]) -> bool:
-    return "rho" in runs[0] and runs[0].get("variant") != "one-loop"
+    return "rho" in runs[0] and not runs[0].get("variant", "").startswith("one-loop")
 
 
 def variant_of(name: str, runs: list[dict]) -> variants.Variant:
@@ -212,7 +212,9 @@ class Section(NamedTuple):
 
     def page(self, kind: str) -> str:
         picture = self.picture and f"![{self.picture}](compare-{kind}.png)"
-        parts = [f"### {self.title}", self.given, picture, self.table, self.note]
+        again = f"`python -m experiments.compare --task {kind} --only VARIANT --results FOLDER`"
+        again = f"A row again: {again}" if kind and self.given != AS_ABOVE else ""
+        parts = [f"### {self.title}", self.given, again, picture, self.table, self.note]
         return "\n\n".join(part for part in parts if part)
 
 
@@ -436,17 +438,26 @@ def shells_sections(found: Runs) -> list[Section]:
     ]
 
 
-def bits_at(numbers: dict, loops: int = 2) -> float:
-    """Bits per byte after so many loops, by default two; without a loop, or with one, as it is."""
+def bits_at(numbers: dict, loops: int | None = None) -> float:
+    """Bits per byte after so many loops. None: as many as in training, or two if that varied;
+    without a loop, or with one, as it is."""
     if not has_loop([numbers]):
         return numbers["bits_per_byte"].get("0") or numbers["bits_per_byte"]["1"]
-    return numbers["bits_per_byte"][f"{loops}"]
+    own = VARIANTS[numbers["task"]][numbers["variant"]].task.n_loops or 2
+    return numbers["bits_per_byte"][f"{loops or own}"]
 
 
-def saved_by_two_loops(found: Runs) -> Column:
-    """Bits per byte that the variant `twice` saves over each of the others, paired by seed."""
-    others = [name for name in found if name != "twice"]
-    return lead_of("twice", found, others, lambda n: -bits_at(n), 1, "+.3f")
+def saved_by_looping(kind: str, found: Runs) -> Column:
+    """Bits per byte that a loop saves over each of the variants it is compared with, paired by
+    seed."""
+
+    def column(name: str, runs: list[dict]) -> str:
+        for first, others in variants.SAVED_OVER[kind].items():
+            if name in others:
+                return lead_of(first, found, others, lambda n: -bits_at(n), 1, "+.3f")(name, runs)
+        return "–"
+
+    return column
 
 
 def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs) -> str:
@@ -463,7 +474,7 @@ def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs) -> str
 
     deep = {name: percent(runs, at_last) for name, runs in circuits.items()}
     learned = spread([n["frontier"] for n in shells["flat-told"]])
-    saved = {name: saved_by_two_loops(text)(name, runs) for name, runs in text.items()}
+    saved = {name: saved_by_looping("text", text)(name, runs) for name, runs in text.items()}
     points = (
         "* **Not only walks.** Boolean circuits (`python -m experiments.circuits`), 5 gates deep "
         f"in training, their depth never told: at depth 10 the loop is right in {deep['loop']}, 3 "
@@ -485,12 +496,14 @@ def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs) -> str
     return "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in points)
 
 
+TEXT_GIVEN = (
+    f"Given to each arm: the next byte, {Text.steps:,} steps (an arm `-long`: 1.5 times as many), "
+    "the same batches for one seed"
+)
+
+
 def text_sections(found: Runs) -> list[Section]:
-    given = (
-        f"Given to each arm: the next byte, {Text.steps:,} steps (an arm `-long`: 1.5 times as "
-        "many), the same batches for one seed, dense layers, the same learning rates, found on "
-        "seed 5"
-    )
+    given = f"{TEXT_GIVEN}, dense layers, the same learning rates"
 
     def bits(L: int) -> Column:
         """A model without a loop, or of one, has one answer."""
@@ -515,9 +528,9 @@ def text_sections(found: Runs) -> list[Section]:
         Section(
             "Text: bits per byte",
             f"{given}, and as many loops as `what differs` says.",
-            table(found, depths | {"bits that two loops save": saved_by_two_loops(found)}),
+            table(found, depths | {SAVED: saved_by_looping("text", found)}),
             "Lower is better. Saved: how many bits fewer `twice` needs than this variant (a minus: "
-            "more), paired by seed. A random number of loops is scored at two.",
+            "more), paired by seed; each at the loops it was trained with, random ones at two.",
             "Bits per byte by loops, and by models without a loop.",
         ),
         Section(
@@ -532,11 +545,64 @@ def text_sections(found: Runs) -> list[Section]:
     ]
 
 
+SAVED = "bits that the loop saves"
+BITS: dict[str, Column] = {"bits per byte": over(bits_at, ".3f")}
+OWN_LOOPS = (
+    "Lower is better; each at the loops it was trained with. Saved: how many bits fewer the loop "
+    "needs than this variant (a minus: more), paired by seed"
+)
+
+
+def stack_rates_sections(found: Runs) -> list[Section]:
+    quality = {"curriculum's end": over(lambda n: n["frontier"])}
+    quality |= {f"{k} hops": at_hops(k) for k in (NEAR, LAST)}
+    given = f"{GIVEN} Here with other learning rates, on seed 5, which no other table has."
+    columns = what_differs("stack-rates") | quality
+    return [Section("Stacks: learning rates", given, table(found, columns), "One is the loop's.")]
+
+
+def layers_sections(found: Runs) -> list[Section]:
+    columns = what_differs("layers") | BITS | {SAVED: saved_by_looping("layers", found)}
+    note = f"{OWN_LOOPS}: `one` against three layers, `three` against five."
+    title = "Text: how many layers in the loop"
+    return [Section(title, f"{TEXT_GIVEN}, dense layers.", table(found, columns), note)]
+
+
+def experts_sections(found: Runs) -> list[Section]:
+    columns = what_differs("experts") | BITS | {SAVED: saved_by_looping("experts", found)}
+    given = f"{TEXT_GIVEN}; the middle layers have four routed experts and a shared one, of which a"
+    given += " token uses one and the shared one: together as wide as the dense layer."
+    return [Section("Text: experts in both arms", given, table(found, columns), f"{OWN_LOOPS}.")]
+
+
+def few_bytes_sections(found: Runs) -> list[Section]:
+    columns = what_differs("few-bytes") | BITS | {SAVED: saved_by_looping("few-bytes", found)}
+    task = variants.FewBytes
+    size = task.pieces * task.piece
+    times = task.steps * task.batch_size * task.context / size
+    given = f"{TEXT_GIVEN}, dense layers; {size:,} bytes, each read {times:.0f} times on average."
+    return [Section("Text: little data", given, table(found, columns), f"{OWN_LOOPS}.")]
+
+
+def rates_sections(found: Runs) -> list[Section]:
+    given = f"{TEXT_GIVEN}, dense layers; a learning rate of so many times that of the chains. "
+    given += "Seed 5, which no other table has."
+    note = "Lower is better; each at the loops it was trained with."
+    return [
+        Section("Text: learning rates", given, table(found, what_differs("rates") | BITS), note)
+    ]
+
+
 SECTIONS = {
     "chains": chains_sections,
     "circuits": circuits_sections,
     "shells": shells_sections,
+    "stack-rates": stack_rates_sections,
     "text": text_sections,
+    "layers": layers_sections,
+    "experts": experts_sections,
+    "few-bytes": few_bytes_sections,
+    "rates": rates_sections,
 }
 
 

@@ -58,7 +58,7 @@ def small(monkeypatch):
 def build(name: str, kind: str = "chains") -> RecurrentDepthTransformer:
     """An untrained variant whose zero-initialised parameters are not zero any more."""
     variant = variants.VARIANTS[kind][name]
-    new = variant.task if kind != "text" else partial(object.__new__, variant.task)
+    new = partial(object.__new__, variant.task) if issubclass(variant.task, Text) else variant.task
     task = new()  # of text without reading the data, which its config does not need
     config = dataclasses.replace(task.config("mla"), **variant.config)
     model = variant.model(config).eval()
@@ -80,6 +80,10 @@ SOME = {  # one of a kind; the slow test takes all
     "chains": ["loop", "ends", "flat-flops", "act"],
     "text": ["loop", "twice", "one-loop", "flat-flops"],
     "shells": ["loop", "once-told", "coda"],
+    "layers": ["one", "flat-three"],
+    "few-bytes": ["twice", "flat-flops"],
+    "rates": ["twice-3", "flat-params-6"],
+    "stack-rates": ["flat-flops-0.5"],
 }
 
 
@@ -164,12 +168,13 @@ def test_flat_models_are_as_large_or_as_expensive_as_the_loop():
     """A comparison between models of unequal size: more than 2% apart."""
     shapes = {"chains": (12, 20), "circuits": (12, 24), "text": (2, 128)}  # loops, context
     shapes["shells"] = (12, 18)
+    shapes |= {"few-bytes": (2, 128), "layers": (2, 128)}
     for kind, (n_loops, context) in shapes.items():
         with torch.device("meta"):
-            names = [n for n in variants.VARIANTS[kind] if n == "loop" or n.startswith("flat")]
-            found = {name: build(name, kind) for name in names}
-        loop = found["loop"]
+            found = {name: build(name, kind) for name in variants.VARIANTS[kind]}
         for name in (name for name in found if name.startswith("flat")):
+            loop = {"few-bytes": "twice", "layers": "one" if "three" in name else "three"}
+            loop = found[loop.get(kind, "loop")]
             flat, count = found[name], num_params
             if "flops" in name or kind == "shells":
                 count = lambda m: flops_per_token(m, n_loops * bool(m.recurrent), context)  # noqa
@@ -479,6 +484,43 @@ def test_some_positions_halt_and_others_do_not(small, monkeypatch):
     assert {*report.HALTING_CONTROLS} <= {*numbers}
 
 
+def test_rates_change_nothing_but_the_rate():
+    """A row whose rate is not what it says, or that changes something else, too."""
+    for kind, name, rate in (("text", "twice", 6.0), ("chains", "flat-flops-told-long", 0.5)):
+        rates = variants.VARIANTS["rates" if kind == "text" else "stack-rates"]
+        new, old = rates[f"{name}-{rate:g}"], variants.VARIANTS[kind][name]
+        assert new.task.lr_scale == rate != old.task.lr_scale and issubclass(new.task, old.task)
+        assert {*vars(new.task)} - {"__module__", "__doc__"} == {"lr_scale"}
+        assert new.config == old.config and new.model == old.model
+
+
+def test_a_grown_loop_starts_with_one():
+    """A second loop from the start, or never; one that a resumed run forgets; other batches."""
+    task, plain = (object.__new__(t) for t in (variants.GrownText, variants.TwiceText))
+    rngs, loops = [torch.Generator().manual_seed(0) for _ in range(2)], []
+    for _ in range(task.steps):
+        loops.append(task.draw_loops(rngs[0]))
+        plain.draw_loops(rngs[1])
+        task.learned(loops[-1], 1.0)
+    assert loops == [1] * 400 + [2] * 600
+    assert torch.equal(rngs[0].get_state(), rngs[1].get_state())
+    resumed = object.__new__(variants.GrownText)
+    resumed.frontier = 400  # what a checkpoint keeps
+    assert resumed.draw_loops(rngs[0]) == 2
+
+
+def test_few_bytes_are_few_and_from_everywhere(monkeypatch):
+    """More bytes than it says, the first files alone, held-out bytes, another test."""
+    every = bytes(range(250))
+    pieces = [bytes([i]) * 40_000 if i % 10 else every * 40 for i in range(50)]
+    monkeypatch.setattr(text, "read_pieces", lambda data: pieces)
+    few, all_of_it = variants.FewBytes(), variants.TwiceText()
+    assert len(few.train_data) == 250_000 and len({*few.train_data.tolist()}) > 20
+    assert few.test == all_of_it.test and few.data_crc != all_of_it.data_crc
+    assert not {*few.train_data.tolist()} & {i for i in range(0, 50, 10)}
+    assert variants.OneLoopFewBytes().data_crc == variants.FlatFewBytes().data_crc == few.data_crc
+
+
 def test_far_questions_are_14_hops_away():
     """A "further" that is no further than the test of train_tiny.py."""
     task = variants.Far()
@@ -582,10 +624,10 @@ def test_leads_are_paired_by_seed():
 def test_bits_saved_are_those_of_two_loops():
     """The wrong sign; a loop judged after one loop or after eight; one loop asked for two."""
 
-    def run(variant, bits, **more):
-        return {"variant": variant, "seed": 10, "bits_per_byte": bits, **more}
+    def run(variant, bits, task="text", **more):
+        return {"variant": variant, "task": task, "seed": 10, "bits_per_byte": bits, **more}
 
-    bits = {"1": 2.0, "2": 1.5, "8": 3.0}
+    bits = {"1": 2.0, "2": 1.5, "3": 1.75, "8": 3.0}
     found = {
         "twice": [run("twice", bits, rho=0.5)],
         "loop": [run("loop", bits | {"2": 1.6}, rho=0.5)],
@@ -593,10 +635,19 @@ def test_bits_saved_are_those_of_two_loops():
         "flat-params": [run("flat-params", {"0": 1.7})],
         "flat-flops": [run("flat-flops", {"0": 1.25})],
         "flat-long": [run("flat-long", {"0": 1.8})],
+        "thrice": [run("thrice", bits, rho=0.5)],
     }
-    saved = report.saved_by_two_loops(found)
+    saved = report.saved_by_looping("text", found)
     cells = [saved(name, runs) for name, runs in found.items()]
-    assert cells == ["–", "+0.100", "+0.250", "+0.200", "-0.250", "+0.300"]
+    assert cells == ["–", "+0.100", "+0.250", "+0.200", "-0.250", "+0.300", "+0.250"]
+    layers = {
+        name: [run(name, {"2": 1.5, "0": flat}, "layers", **more)]
+        for name, flat, more in (("one", 0, {"rho": 0.5}), ("flat-three", 1.75, {}),
+                                 ("three", 0, {"rho": 0.5}), ("flat-five", 1.25, {}))
+    }  # fmt: skip
+    layers["three"][0]["bits_per_byte"]["2"] = 1.0
+    saved = report.saved_by_looping("layers", layers)
+    assert [saved(*row) for row in layers.items()] == ["–", "+0.250", "–", "+0.250"]
     loop = {"halting": {"accuracy": [0.5, 1.0]}, "accuracy": {"12": [0.625] * 11, "2": [0.25] * 11}}
     plain, worse = {"accuracy": {"0": [0.5] * 11}}, {"accuracy": {"12": [0.375] * 11}}
     circuits = {"loop": [loop], "flat-params": [plain], "flat-flops": [worse]}
@@ -647,7 +698,8 @@ def test_kept_results_have_enough_seeds_and_all_steps():
             task = variants.VARIANTS[kind][name].task
             assert all(n["steps"] == task.steps for n in runs), name
             read |= {n.get("data_crc") for n in runs} - {None}  # older files do not say
-            assert {n["seed"] for n in runs} >= {10, 11, 12, 13, 14}, name
+            seeds = {n["seed"] for n in runs}
+            assert seeds == {5} if kind.endswith("rates") else seeds >= {10, 11, 12, 13, 14}, name
         assert len(read) <= 1
     for path in report.RESULTS.glob("*-seed*.json"):
         numbers = json.loads(path.read_text("utf-8"))

@@ -16,14 +16,25 @@ TITLES = {  # of the tables with a row for each variant that has an answer
     f"Halting: controls; Further: 14 hops, and rings; {RINGS}; How the state moves",
     "circuits": "Circuits: depth that is no walk along one path; Circuits: halting below 0.02",
     "shells": "Shells: composing permutations; Shells: halting below 0.2",
+    "stack-rates": "Stacks: learning rates",
     "text": "Text: what the variants cost; Text: bits per byte",
+    "layers": "Text: how many layers in the loop",
+    "experts": "Text: experts in both arms",
+    "few-bytes": "Text: little data",
+    "rates": "Text: learning rates",
 }
 LEADS = {  # whose lead it is, what is compared, and the column
     "chains": ("loop ends", "10 hops", "the loop's lead at 10 hops"),
     "circuits": ("loop", "10 hops", "the loop's lead at 10"),
     "shells": ("loop", "10 hops", "the loop's lead at 10 hops"),
-    "text": ("twice", "bits saved", "bits that two loops save"),
+    "text": ("twice", "bits saved", "bits that the loop saves"),
+    "layers": ("one three", "bits saved", "bits that the loop saves"),
+    "experts": ("twice", "bits saved", "bits that the loop saves"),
+    "few-bytes": ("twice", "bits saved", "bits that the loop saves"),
+    "rates": ("", "", ""),
+    "stack-rates": ("", "", ""),
 }
+LAYERS = {"one": 3, "flat-three": 3, "three": 5, "flat-five": 5}  # compared with one another
 UNTIED = "untied-deep-long"
 OWN_LOOP = "act", UNTIED  # which no table about the loop itself is about
 # Student's t, two-sided 95%, by the number of seeds.
@@ -96,7 +107,8 @@ def bits(run, looped):
     """Catches a model without a loop, or of one, that has more than one answer."""
     by_loops = run["bits_per_byte"]
     (first,) = [by_loops["1"]] if looped else by_loops.values()
-    values = {"1 loop, or none": first, "1 loop": first, "bits saved": -by_loops.get("2", first)}
+    own = by_loops.get("3" if run.get("variant") == "thrice" else "2", first)  # as in training
+    values = {"1 loop, or none": first, "1 loop": first, "bits saved": -own, "bits per byte": own}
     if looped:
         values |= {f"{L} loops": value for L, value in by_loops.items()}
         values["most apart from 2 loops on"] = np.ptp([by_loops[L] for L in by_loops if L != "1"])
@@ -106,7 +118,7 @@ def bits(run, looped):
 def said(run):
     """By column; what a run was never asked is left out."""
     answers = run.get("accuracy") or run["bits_per_byte"]
-    looped = "0" not in answers and run.get("variant") != "one-loop"
+    looped = "0" not in answers and not run.get("variant", "").startswith("one-loop")
     values = (accuracies if "accuracy" in run else bits)(run, looped)
     if "accuracy" in run and "halting" in run and looped:
         values |= halting(run)
@@ -142,7 +154,7 @@ def recompute(supervision):
         pages["python -m experiments.text"][f"{run['seed']}",].append(said(run))
     for kind, titles in TITLES.items():
         runs = load(f"{kind}/*.json", "{variant}-seed{seed}")
-        taught = supervision if kind == "chains" else {}
+        taught = {"chains": supervision, "layers": LAYERS}.get(kind, {})
         firsts, measure, lead = LEADS[kind]
         best = {
             (taught.get(run["variant"]), run["seed"]): said(run)[measure]

@@ -352,11 +352,6 @@ class FlatFewBytes(FewBytes):
     n_loops = 0
 
 
-def at_rate(scale: float, task: type) -> type:
-    """The same task with another learning rate."""
-    return type(task.__name__, (task,), {"lr_scale": scale})
-
-
 class NoInjection(RecurrentDepthTransformer):
     """B = 0: e enters through R(h, e) alone."""
 
@@ -444,7 +439,6 @@ SHELLS_SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=2)
 SHELLS_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=13)
 # One of four routed experts and a shared one, which together are as wide as the dense layer.
 EXPERTS = dict(num_experts=4, num_experts_per_token=1, d_expert=64)
-RATES = (1.5, 3.0, 6.0)  # of text: times those of the chains
 
 
 def flat_text(layers: int) -> dict:
@@ -496,23 +490,49 @@ VARIANTS = {
         "flat-long": Variant("4 layers, 1.5 times the steps", flat_text(4), LongFlatText),
         "thrice": Variant("always three loops", task=ThriceText),
         "grown": Variant("one loop, then two after 40% of the steps", task=GrownText),
-        "one-layer": Variant("two loops of one layer", dict(recurrent_layers=1), TwiceText),
-        "flat-three": Variant("3 layers", flat_text(3), FlatText),
-        "three-layers": Variant("two loops of three layers", dict(recurrent_layers=3), TwiceText),
-        "flat-five": Variant("5 layers", flat_text(5), FlatText),
-        "poor": Variant("always two loops", task=FewBytes),
-        "poor-one-loop": Variant("the same model, always one loop", task=OneLoopFewBytes),
-        "poor-flops": Variant("6 layers, same FLOPs", flat_text(6), FlatFewBytes),
-        "experts": Variant("always two loops", EXPERTS, TwiceText),
-        "experts-one-loop": Variant("the same model, always one loop", EXPERTS, OneLoopText),
+    },
+    "layers": {
+        "one": Variant("two loops of one layer", dict(recurrent_layers=1), TwiceText),
+        "flat-three": Variant("3 layers, same parameters", flat_text(3), FlatText),
+        "three": Variant("two loops of three layers", dict(recurrent_layers=3), TwiceText),
+        "flat-five": Variant("5 layers, same parameters", flat_text(5), FlatText),
+    },
+    "experts": {
+        "twice": Variant("always two loops", EXPERTS, TwiceText),
+        "one-loop": Variant("the same model, always one loop", EXPERTS, OneLoopText),
+    },
+    "few-bytes": {
+        "twice": Variant("always two loops", task=FewBytes),
+        "one-loop": Variant("the same model, always one loop", task=OneLoopFewBytes),
+        "flat-flops": Variant("6 layers, same FLOPs as two loops", flat_text(6), FlatFewBytes),
     },
 }
-VARIANTS["rates"] = {
-    f"{name}-{rate:g}": Variant(f"{arm.what}, {rate:g}", arm.config, at_rate(rate, arm.task))
-    for name, arm in VARIANTS["text"].items()
-    if name in ("twice", "one-loop", "flat-params", "flat-flops")
-    for rate in RATES
+# Of text: a loop, and the arms over which it may save bits.
+SAVED_OVER = {
+    "text": {"twice": [name for name in VARIANTS["text"] if name != "twice"]},
+    "layers": {"one": ["flat-three"], "three": ["flat-five"]},
+    "experts": {"twice": ["one-loop"]},
+    "few-bytes": {"twice": ["one-loop", "flat-flops"]},
 }
+
+
+def at_rates(kind: str, names: tuple[str, ...], rates: tuple[float, ...]) -> dict[str, Variant]:
+    """Each of these variants with each learning rate, to see which suits it."""
+    return {
+        f"{name}-{rate:g}": arm._replace(
+            what=f"{arm.what}; rate {rate:g}",
+            task=type(arm.task.__name__, (arm.task,), {"lr_scale": rate}),
+        )
+        for name in names
+        for arm in [VARIANTS[kind][name]]
+        for rate in rates
+    }
+
+
+STACKS = "flat-flops", "flat-flops-told-long"
+TEXT_ARMS = "twice", "one-loop", "flat-params", "flat-flops"
+VARIANTS["stack-rates"] = at_rates("chains", STACKS, (0.5, 1.0, 2.0))
+VARIANTS["rates"] = at_rates("text", TEXT_ARMS, (1.5, 3.0, 6.0))
 
 
 # ------------------------------------------------------------------------------------------------
