@@ -7,7 +7,7 @@ think longer about harder input:
     e        = RMSNorm(Prelude(RMSNorm(embed(tokens))))   once
     h_0      = 0
     h_{t+1}  = A·h_t + B·e + R(h_t, e)                    in each loop t = 0 … L−1, same weights
-    logits   = head(RMSNorm(Coda(RMSNorm(h_L))))          once; if L = 0, the coda reads e
+    logits   = head(RMSNorm(Coda(RMSNorm(h_L))))          once; if L = 0, Coda(RMSNorm(e))
 
 Prelude, Blocks and Coda are stacks of pre-norm transformer blocks; R(h, e) = Blocks(RMSNorm(h+e)).
 A block returns its input plus what it computes, so R is RMSNorm(h + e) plus what the blocks add.
@@ -72,20 +72,22 @@ class MythosConfig:
     Raises ValueError at construction if a field, or a combination of fields, is impossible. The
     checks read the types below. A field of yours may have one of them, or its own, such as
     Annotated[float, "a number in [0, 1)", lambda x: 0 <= x < 1]; a bare int or float is not
-    checked. `make_block` gets all fields, as attributes of its `w`.
+    checked. `make_block` gets all fields, with the widths filled in.
     """
 
     vocab_size: PosInt = 256  # V; 256: bytes
     d_model: PosInt = 128  # D, width of the residual stream
     max_seq_len: PosInt = 1024  # the longest sequence accepted, in tokens
-    embed_norm: bool = True  # RMSNorm of the embedding (std 0.02), or else blocks drown it
+    embed_norm: bool = True  # of the embedding (std 0.02), which else drowns in the blocks
 
     # The three stages. With recurrent_layers = 0 there is no loop: a plain transformer.
     prelude_layers: NonNegInt = 1  # blocks run once, before the loop
     recurrent_layers: NonNegInt = 1  # blocks inside the loop, run n_loops times
     coda_layers: NonNegInt = 1  # blocks run once, after the loop
     max_loop_iters: NonNegInt = 8  # the default L, not a limit: a call may ask for more
-    spectral_radius_target: PosFloat | None = 0.95  # rho(A) stays below it; None: A is free
+    spectral_radius_target: PosFloat | None = (
+        0.95  # below 1; rho(A) stays below it; None: A is free
+    )
 
     # Attention. head_dim is the width of a query head; MLA adds head_dim / 2 numbers for RoPE.
     attention_type: str = "mla"  # "mla" or "gqa"
@@ -101,7 +103,7 @@ class MythosConfig:
     num_experts: NonNegInt = 8  # E, routed
     num_experts_per_token: PosInt = 2  # K
     num_shared_experts: NonNegInt = 1  # experts that every token uses, besides its K
-    d_expert: PosInt | None = None  # of an expert; None: d_ff / (K + shared), rounded up to 8·n
+    d_expert: PosInt | None = None  # one expert's; None: d_ff / (K + shared), rounded up to 8·n
 
     norm_eps: PosFloat = 1e-6
 
@@ -144,7 +146,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     # One formula, three calls: the first two need no mask in memory.
     if T == S:  # all tokens are new: query i sees keys 0 … i, which is what is_causal means
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    if T == 1:  # it sees all keys; the H/G heads of a key go as its queries: no key is repeated
+    if T == 1:  # it sees all keys. The H/G heads that share a key go as H/G queries of one head
         out = F.scaled_dot_product_attention(q.reshape(N, G, H // G, -1), k, v, scale=scale)
         return out.reshape(N, H, 1, -1)
     # New tokens behind a past: is_causal would let query 0 see key 0 alone. So the mask is written.
@@ -355,7 +357,7 @@ class MixtureOfExperts(nn.Module):
         # Sorted pair j, of N·T·K: expert[j] is its expert, pair[j] its index before the sort.
         expert, pair = chosen.flatten().sort(stable=True)
         token = pair // K  # a row of `chosen` is a token
-        # Expert i owns the sorted pairs from ends[i−1] up to ends[i], how many have an expert <= i.
+        # ends[i] counts the pairs whose expert is <= i: expert i owns those from ends[i−1] on.
         ids = torch.arange(E, device=x.device)
         ends = torch.searchsorted(expert, ids, right=True, out_int32=True)  # (E,)
         if self.training:
@@ -412,9 +414,9 @@ class StateUpdate(nn.Module):
 
     A and B are diagonal, D numbers each. A diagonal A loses little: a diagonalisable A is diagonal
     in some basis, and the layers around it, which can mix channels freely, can learn that basis.
-    To rotate channels into one another is left to R. What it buys: the spectral radius, rho(A) =
-    max|A_i|, costs nothing to know, and is *bounded* for every value of the parameter `a` (unless
-    the target is None):
+    To rotate channels into one another is left to R. What a diagonal buys: the spectral radius,
+    rho(A) = max|A_i|, costs nothing to know, and is *bounded* for every value of the parameter `a`
+    (unless the target is None):
 
         A = target · (1 − 2^-8) · sigmoid(a)   hence rho(A) < target
 
@@ -481,8 +483,8 @@ class Cache:
 
         Where `active` (N, T) is False the token has halted, and its row of the loop before, which
         lies recurrent_layers slots earlier, takes the place of the new one (why: see `run_loop`).
-        None: keep every new row, as in prelude, coda, and loops before which no token has halted,
-        loop 0 among them.
+        None: keep every new row, as in prelude, coda, and a loop that starts with no token halted,
+        such as loop 0.
         Attention is given append(rows): `run_blocks` fixes slot and active.
         """
         new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
@@ -523,7 +525,7 @@ def sample(logits: Tensor, temperature: NonNegFloat = 1.0, top_k: PosInt | None 
     p = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
         mass_before = p.cumsum(dim=-1) - p
-        p = p.masked_fill(mass_before >= max(top_p, 1e-30), 0.0)  # likelier ids reach p
+        p = p.masked_fill(mass_before >= max(top_p, 1e-30), 0.0)  # without it p is reached
     return ids.gather(1, p.multinomial(1, generator=generator))
 
 
@@ -535,9 +537,10 @@ def sample(logits: Tensor, temperature: NonNegFloat = 1.0, top_k: PosInt | None 
 def make_block(w: SimpleNamespace, experts: bool) -> Block:
     """A block with attention of the config's type, and with experts or a dense SwiGLU.
 
-    To attend otherwise, add `attend` to `heads`, which both attentions get. For dropout on what
-    attention and ffn add, give both a forward hook, (module, inputs, out) -> F.dropout(out, p,
-    module.training): hooks, unlike nn.Sequential, leave the weights' names as they are.
+    To attend otherwise, add `attend` to `heads`, which both attentions get; it meets T = S, T = 1
+    and T between, and G = H, G < H and, from `absorbed`, G = 1. For dropout on what attention and
+    ffn add, give both a forward hook that returns F.dropout(out, p, module.training): hooks, unlike
+    nn.Sequential, leave the weights' names as they are.
     w: the config's fields, yours included, widths filled in, from `derive_widths`.
     """
     heads = dict(d_model=w.d_model, n_heads=w.n_heads, head_dim=w.head_dim)
@@ -600,10 +603,10 @@ class RecurrentDepthTransformer(nn.Module):
         A, B                      a = 0: A starts just below target / 2 (free: 0.475); b = 0.5
         router bias, load         0
 
-        A module of yours with parameters of its own: an nn.Linear without bias is a matrix, as
-        above. Any other is initialised by its method reset_parameters (nn.Embedding has one: std 1;
-        for another, set it below, as for embed). ValueError is raised for one without that method,
-        a Linear with a bias or of a subclass, and a parameter put directly into the model.
+        A module of yours is a matrix, as above, if it is an nn.Linear without bias. Else its method
+        reset_parameters is called. nn.Embedding has one: std 1 (for another, set it below, as for
+        embed). A parameter outside such modules, a Linear with a bias, and a subclass of Linear
+        raise ValueError. A vector, such as a learned h_0, can go into StateUpdate.
         """
         for name, module in self.named_modules():
             if type(module) is nn.Linear and module.bias is None:
@@ -626,8 +629,8 @@ class RecurrentDepthTransformer(nn.Module):
             accumulate gradients, weight each loss by its share of all scored targets.
         n_loops: None is config.max_loop_iters; more is allowed; 0: no loop, the coda reads e.
         grad_loops: only the last grad_loops loops carry gradient (truncated backpropagation
-            through time); None: all. The prelude still learns, through the e of those loops; a
-            learned h_0 would not.
+            through time); None: all. The prelude still learns, through the e of those loops (a
+            learned h_0 would get no gradient).
         halt_threshold: a token halts once a loop's relative change of its state falls below it
             (`has_settled`); the loop ends when all tokens of the call have halted. See `run_loop`.
         cache: tokens continue the sequences that the cache holds.
@@ -687,7 +690,7 @@ class RecurrentDepthTransformer(nn.Module):
         A rule of your own may look at each token's own states, and at nothing else, or else
         decoding would not give the answer of one pass. Not at other tokens: in decoding, h holds
         the newest token alone. And not through a block, such as the coda, whose attention reads
-        earlier tokens: in one pass they are at this same loop, in decoding at their last. A rule
+        earlier tokens: in one pass those are at loop t, in decoding at their last loop. A rule
         that needs more than the two states here, say three loops in a row, goes into `run_loop`,
         which has them.
         """
@@ -939,8 +942,9 @@ def expect(ok: bool, field: str, got: object, expected: object) -> None:
 
 
 def rules_of(*annotated: object) -> dict[str, tuple]:
-    """name -> (type, in words, test, whether None will do), from the annotations of functions and
-    classes such as `PosInt` and `PosInt | None`. Other annotations are passed over."""
+    """name -> (type, in words, test, whether None will do), for each number that these functions
+    and classes annotate: `top_k: PosInt | None` gives "top_k" -> (int, "an integer >= 1", …, True).
+    Other annotations are passed over."""
     return {
         name: (*get_args(part), part is not kind)  # a part alone: the other part was None
         for source in annotated
