@@ -85,9 +85,7 @@ class MythosConfig:
     recurrent_layers: NonNegInt = 1  # blocks inside the loop, run n_loops times
     coda_layers: NonNegInt = 1  # blocks run once, after the loop
     max_loop_iters: NonNegInt = 8  # the default L, not a limit: a call may ask for more
-    spectral_radius_target: PosFloat | None = (
-        0.95  # below 1; rho(A) stays below it; None: A is free
-    )
+    spectral_radius_target: PosFloat | None = 0.95  # < 1; rho(A) stays below it; None: A is free
 
     # Attention. head_dim is the width of a query head; MLA adds head_dim / 2 numbers for RoPE.
     attention_type: str = "mla"  # "mla" or "gqa"
