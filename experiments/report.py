@@ -415,16 +415,17 @@ def circuits_sections(found: Runs) -> list[Section]:
 def shells_sections(found: Runs) -> list[Section]:
     quality: dict[str, Column] = {"curriculum's end": over(lambda n: n["frontier"])}
     quality |= {f"{k} hops": at_hops(k) for k in (NEAR, LAST)}
-    asked = [n for n in found if n != "loop" and was_asked(n, found[n], LAST)]
+    alike = [n for n in found if n not in ("loop", "three")]  # asked the same questions
+    asked = [n for n in alike if was_asked(n, found[n], LAST)]
     quality |= {f"the loop's lead at {LAST} hops": lead_of("loop", found, asked, at_last)}
     looped = {name: runs for name, runs in found.items() if has_loop(runs)}
     return [
         Section(
             "Shells: composing permutations",
             "Given to each arm: a ball's place and node after T hops, each of which swaps any two "
-            f"of five cups, or none, and T itself; no answer is more than {NEAR} hops away; where "
-            f"each edge leads; {Shells.steps} steps; to a loop also noise on the state. Naming the "
-            "right node and a random cup is right in 20%.",
+            f"of five cups (`three`: of three), or none, and T itself; no answer is more than {NEAR} "
+            f"hops away; where each edge leads; {Shells.steps} steps; to a loop also noise on the "
+            "state. Naming the right node and a random cup is right in 20% (`three`: 33%).",
             table(found, what_differs("shells") | quality),
             "The curriculum's end: the largest T that it came to. Without a coda the head reads "
             "the loop's state directly.",

@@ -328,7 +328,7 @@ def test_told_model_gets_what_the_loop_gets(monkeypatch):
     assert len(task.embed.weight) == 420 + 13  # rows of one table: T learns as fast as a token
 
 
-@pytest.mark.parametrize("kind", [variants.Shells, variants.ToldShells])
+@pytest.mark.parametrize("kind", [variants.Shells, variants.ThreeCups, variants.ToldShells])
 def test_balls_are_where_swaps_bring_them(kind):
     """A swap of another node or other cups, or made twice; an answer from further away than told;
     a test of other chains; a model that is told another T."""

@@ -34,6 +34,7 @@ LEADS = {  # whose lead it is, what is compared, and the column
     "rates": ("", "", ""),
     "stack-rates": ("", "", ""),
 }
+CUPS = {"three": 3}  # a test of its own
 LAYERS = {"one": 3, "flat-three": 3, "three": 5, "flat-five": 5}  # compared with one another
 UNTIED = "untied-deep-long"
 OWN_LOOP = "act", UNTIED  # which no table about the loop itself is about
@@ -154,7 +155,7 @@ def recompute(supervision):
         pages["python -m experiments.text"][f"{run['seed']}",].append(said(run))
     for kind, titles in TITLES.items():
         runs = load(f"{kind}/*.json", "{variant}-seed{seed}")
-        taught = {"chains": supervision, "layers": LAYERS}.get(kind, {})
+        taught = {"chains": supervision, "layers": LAYERS, "shells": CUPS}.get(kind, {})
         firsts, measure, lead = LEADS[kind]
         best = {
             (taught.get(run["variant"]), run["seed"]): said(run)[measure]

@@ -273,6 +273,12 @@ class Shells(Chains):
         return tokens, path[-1], hops.masked_fill(alone, -1)
 
 
+class ThreeCups(Shells):
+    """S_3, the smallest group in which order matters."""
+
+    cups = 3
+
+
 class ToldShells(ToldHops, Shells):
     """For a stack that is told T, in as many steps as the loop."""
 
@@ -477,6 +483,7 @@ VARIANTS = {
             "13 layers, same FLOPs as 12 loops, told how many hops", SHELLS_SAME_FLOPS, ToldShells
         ),
         "coda": Variant("the loop with a coda", dict(coda_layers=1), Shells),
+        "three": Variant("three cups instead of five", task=ThreeCups),
     },
     "text": {
         "one-loop": Variant("the same model, always one loop", task=OneLoopText),
