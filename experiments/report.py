@@ -423,9 +423,9 @@ def shells_sections(found: Runs) -> list[Section]:
         Section(
             "Shells: composing permutations",
             "Given to each arm: a ball's place and node after T hops, each of which swaps any two "
-            f"of five cups (`three`: of three), or none, and T itself; no answer is more than {NEAR} "
-            f"hops away; where each edge leads; {Shells.steps} steps; to a loop also noise on the "
-            "state. Naming the right node and a random cup is right in 20% (`three`: 33%).",
+            "of five cups (`three`: of three), or none, and T itself; no answer is more than "
+            f"{NEAR} hops away; where each edge leads; {Shells.steps} steps; to a loop also noise "
+            "on the state. Naming the right node and a random cup is right in 20% (`three`: 33%).",
             table(found, what_differs("shells") | quality),
             "The curriculum's end: the largest T that it came to. Without a coda the head reads "
             "the loop's state directly.",
@@ -504,7 +504,7 @@ TEXT_GIVEN = (
 
 
 def text_sections(found: Runs) -> list[Section]:
-    given = f"{TEXT_GIVEN}, dense layers, the same learning rates"
+    given = f"{TEXT_GIVEN}, dense layers, the same learning rates but for `flat-fast`"
 
     def bits(L: int) -> Column:
         """A model without a loop, or of one, has one answer."""

@@ -320,6 +320,12 @@ class LongFlatText(FlatText):
     steps = 3 * Text.steps // 2
 
 
+class FastFlatText(FlatText):
+    """With the learning rate that suits four layers better (seed 5)."""
+
+    lr_scale = 2 * Text.lr_scale
+
+
 class ThriceText(TwiceText):
     """Always three loops."""
 
@@ -495,6 +501,7 @@ VARIANTS = {
         "flat-params": Variant("4 layers, same parameters", flat_text(4), FlatText),
         "flat-flops": Variant("6 layers, same FLOPs as two loops", flat_text(6), FlatText),
         "flat-long": Variant("4 layers, 1.5 times the steps", flat_text(4), LongFlatText),
+        "flat-fast": Variant("4 layers, twice the learning rate", flat_text(4), FastFlatText),
         "thrice": Variant("always three loops", task=ThriceText),
         "grown": Variant("one loop, then two after 40% of the steps", task=GrownText),
     },
