@@ -100,6 +100,12 @@ class Flat(Ends):
         return 0
 
 
+class SlowFlat(Flat):
+    """With the learning rate that suits 14 layers better (seed 5)."""
+
+    lr_scale = 0.5
+
+
 class OneLoop(Ends):
     """The same model run once: what a loop has to beat first. Its prelude starts and learns like
     any block: as the identity, which helps a loop, it would leave two blocks to do the work."""
@@ -197,6 +203,10 @@ class FlatCircuits(Circuits):
     def draw_loops(self, generator: torch.Generator) -> int:
         super().draw_loops(generator)  # keeps the batches equal
         return 0
+
+
+class SlowFlatCircuits(FlatCircuits):
+    lr_scale = 0.5 * Circuits.lr_scale
 
 
 class Shells(Chains):
@@ -463,6 +473,7 @@ VARIANTS = {
         "no-noise": Variant("no noise on the state in training", task=NoNoise),
         "ends": Variant("the loop, taught ends only", task=Ends),
         "one-loop": Variant("the same model, always one loop", task=OneLoop),
+        "flat-slow": Variant("14 layers, half the learning rate", SAME_FLOPS, SlowFlat),
         "flat-flops": Variant("14 layers", SAME_FLOPS, Flat),
         "flat-flops-told-long": Variant(
             "14 layers, told how many hops, twice the steps", SAME_FLOPS, ToldHops
@@ -481,6 +492,7 @@ VARIANTS = {
         "one-loop": Variant("the same model, always one loop", task=OneLoopCircuits),
         "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, FlatCircuits),
         "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, FlatCircuits),
+        "flat-slow": Variant("14 layers, half the learning rate", SAME_FLOPS, SlowFlatCircuits),
     },
     "shells": {
         "loop": Variant("the loop, without a coda", task=Shells),
@@ -530,23 +542,27 @@ SAVED_OVER = {
 }
 
 
-def at_rates(kind: str, names: tuple[str, ...], rates: tuple[float, ...]) -> dict[str, Variant]:
-    """Each of these variants with each learning rate, to see which suits it."""
+def at_rates(kind: str, name: str, *rates: float) -> dict[str, Variant]:
+    """A variant with each of these learning rates, to see which suits it."""
+    arm, prefix = VARIANTS[kind][name], "" if kind in ("chains", "text") else f"{kind}-"
     return {
-        f"{name}-{rate:g}": arm._replace(
-            what=f"{arm.what}; rate {rate:g}",
+        f"{prefix}{name}-{rate:g}": arm._replace(
+            what=f"{kind}: {arm.what}; rate {rate:g}",
             task=type(arm.task.__name__, (arm.task,), {"lr_scale": rate}),
         )
-        for name in names
-        for arm in [VARIANTS[kind][name]]
         for rate in rates
     }
 
 
-STACKS = "flat-flops", "flat-flops-told-long"
-TEXT_ARMS = "twice", "one-loop", "flat-params", "flat-flops"
-VARIANTS["stack-rates"] = at_rates("chains", STACKS, (0.5, 1.0, 2.0))
-VARIANTS["rates"] = at_rates("text", TEXT_ARMS, (1.5, 3.0, 6.0))
+VARIANTS["stack-rates"] = (
+    at_rates("chains", "flat-flops", 0.25, 0.5, 1, 2)
+    | at_rates("chains", "flat-flops-told-long", 0.5, 1, 2)
+    | at_rates("circuits", "flat-flops", 0.5, 1)
+    | at_rates("shells", "flat-told", 0.5, 1)
+)
+VARIANTS["rates"] = {}
+for arm in ("twice", "one-loop", "flat-params", "flat-flops"):
+    VARIANTS["rates"] |= at_rates("text", arm, 1.5, 3, 6)
 
 
 # ------------------------------------------------------------------------------------------------
