@@ -164,7 +164,7 @@ HALTING_CONTROLS = {
 PICTURED = {
     "ends": "C0o-",
     "one-loop": "C7x:",
-    "flat-flops": "C1s-",
+    "flat-slow": "C1s-",
     "loop": "C2^-",
     "act": "C8P-",
     "flat-flops-told-long": "C3v-",
@@ -480,15 +480,13 @@ def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs) -> str
         "* **Not only walks.** Boolean circuits (`python -m experiments.circuits`), 5 gates deep "
         f"in training, their depth never told: at depth 10 the loop is right in {deep['loop']}, 3 "
         f"plain layers, as many parameters, in {deep['flat-params']}, 14, as many FLOPs, in "
-        f"{deep['flat-flops']}; naming the likelier value in {likelier_value(LAST):.0%}. A shell "
+        f"{deep['flat-slow']}; naming the likelier value in {likelier_value(LAST):.0%}. A shell "
         "game with five cups, whose hops are permutations, 10 hops after training on 5: "
-        f"{percent(shells['loop'], at_last)}, but with a coda "
-        f"{percent(shells['coda'], at_last)}; 13 plain layers, as many FLOPs, told T, come to "
-        f"{learned}.",
-        f"* **Halting needs no head.** On chains, halting gets {halted(chains['loop'])} right, the "
-        f"best fixed number of loops {fixed(chains['loop'])}; on circuits "
-        f"{halted(circuits['loop'])} and {fixed(circuits['loop'])}, at a tenth of the threshold: a "
-        "gate that waits rests, too.",
+        f"{percent(shells['loop'], at_last)}, with a coda {percent(shells['coda'], at_last)}; 13 "
+        f"plain layers, told T, learn {learned} hops.",
+        f"* **Halting needs no head.** Right on chains: {halted(chains['loop'])}, the best fixed "
+        f"number of loops {fixed(chains['loop'])}; on circuits {halted(circuits['loop'])} and "
+        f"{fixed(circuits['loop'])}, at a tenth of the threshold.",
         "* **Language.** Bytes of Python's library. Two loops save, in bits per byte (a minus is a "
         f"loss): {saved['one-loop']} over the same model with one; {saved['flat-params']} over 4 "
         f"plain layers, as many parameters; for as many training FLOPs {saved['flat-flops']} over "
@@ -734,7 +732,7 @@ def draw_circuits(found: Runs, path: Path) -> None:
         for i, loops in enumerate(shown if has_loop(runs) else [Circuits.test_loops]):
             middle, low, high = by_seed([[100 * a for a in accuracy_at(n, loops)] for n in runs])
             colour = colormaps["viridis"](i / len(shown)) if has_loop(runs) else "C3"
-            style = {"one-loop": "x:", "flat-params": "s--", "flat-flops": "D-."}.get(name, "o-")
+            style = {"one-loop": "x:", "flat-params": "s--", "flat-slow": "D-."}.get(name, "o-")
             label = f"the loop, {loops} loop{'s' * (loops > 1)}"
             label = label if has_loop(runs) else VARIANTS["circuits"][name].what
             axes.plot(depths, middle, style, color=colour, label=label)
