@@ -44,7 +44,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Annotated, get_args, get_origin
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -946,13 +946,13 @@ def rules_of(*annotated: object) -> dict[str, tuple]:
     return {
         name: (*get_args(part), part is not kind)  # a part alone: the other part was None
         for source in annotated
-        for name, kind in getattr(source, "__annotations__", {}).items()
+        for name, kind in get_type_hints(source, include_extras=True).items()
         for part in (kind, *get_args(kind))  # `PosInt | None` has two parts
         if get_origin(part) is Annotated
     }
 
 
-RULES = rules_of(sample, *vars(RecurrentDepthTransformer).values())
+RULES = rules_of(sample, *filter(callable, vars(RecurrentDepthTransformer).values()))
 
 
 def check_numbers(rules=RULES, /, **numbers) -> None:
@@ -964,7 +964,7 @@ def check_numbers(rules=RULES, /, **numbers) -> None:
 
 
 def check_config(c: MythosConfig) -> None:
-    rules = rules_of(*type(c).__mro__)  # those of a subclass, too
+    rules = rules_of(type(c))  # with those of a subclass
     check_numbers(rules, **{name: got for name, got in vars(c).items() if name in rules})
     H, K, E, kind = c.n_heads, c.num_experts_per_token, c.num_experts, c.attention_type
     expect(kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")

@@ -1182,6 +1182,11 @@ def test_a_config_can_be_extended():
     extra = [("dropout", dropout, 0.0), ("window", mythos.PosInt | None, None), ("note", str, "")]
     Wider = dataclasses.make_dataclass("Wider", extra, bases=(MythosConfig,), frozen=True)
     assert Wider().dropout == 0.0 and Wider(window=3).window == 3
+    later = """from __future__ import annotations\nclass Later(MythosConfig):
+        window: mythos.PosInt | None = None"""
+    exec(later, space := {**globals()})  # annotations are strings there
+    with pytest.raises(ValueError, match="^window: got 0, expected an integer >= 1 or None$"):
+        dataclasses.dataclass(space["Later"], frozen=True)(window=0)
     for field, bad, expected in (
         ("dropout", 1.0, r"a number in \[0, 1\)"), ("dropout", None, r"a number in \[0, 1\)"),
         ("window", 0, "an integer >= 1 or None"), ("d_model", -1, "an integer >= 1"),
