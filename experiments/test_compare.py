@@ -652,14 +652,17 @@ def test_bits_saved_are_those_of_two_loops():
     plain, worse = {"accuracy": {"0": [0.5] * 11}}, {"accuracy": {"12": [0.375] * 11}}
     circuits = {"loop": [loop], "flat-params": [plain], "flat-slow": [worse]}
     shells = {"loop": [loop], "coda": [worse], "flat-told": [{"frontier": 4}]}
-    told = report.readme_points({"loop": [loop]}, circuits, shells, found)
+    chains = {"loop": [loop], "flat-slow": [plain], "flat-flops-told-long": [worse]}
+    few = {name: [n | {"task": "few-bytes"} for n in runs] for name, runs in found.items()}
+    told = report.readme_points(chains, circuits, shells, found, few)
     told = " ".join(told.split())
-    assert "the loop is right in 62.5%, 3 plain layers, as many parameters, in 50.0%, 14" in told
-    assert "FLOPs, in 37.5%;" in told and "62.5%, with a coda 37.5%; 13 plain" in told
-    assert "13 plain layers, told T, learn 4.0 hops." in told
-    assert "Right on chains: 75.0%, the best fixed number of loops 62.5%;" in told
-    assert "+0.250 over the same model with one; +0.200 over 4 plain layers, as many" in told
-    assert "as many training FLOPs -0.250 over 6, +0.300 over 4 with 1.5 times" in told
+    assert "little more (at 6, 14 layers: 50.0%; told T: 37.5%)" in told
+    assert "Right at depth 10: the loop 62.5%, 3 layers, as many parameters, 50.0%, 14" in told
+    assert "FLOPs, 37.5%;" in told and "in training: 62.5%, with a coda 37.5%; 13 layers" in told
+    assert "13 layers told T learn 4.0 hops." in told
+    assert "Chains: 75.0% (best fixed count: 62.5%); circuits: 75.0% (62.5%)." in told
+    assert "+0.250 over one; +0.200 over 4 layers, as many parameters; for as many FLOPs" in told
+    assert "-0.250 over 6 layers, +0.300 over 4 with 1.5" in told and "data, -0.250 over 6" in told
 
 
 def test_results_md_and_readme_are_what_the_program_writes():
