@@ -563,9 +563,14 @@ OWN_LOOPS = (
 def stack_rates_sections(found: Runs) -> list[Section]:
     quality = {"curriculum's end": over(lambda n: n["frontier"])}
     quality |= {f"{k} hops": at_hops(k) for k in (NEAR, LAST)}
-    given = f"{GIVEN} Here with other learning rates, on seed 5, which no other table has."
+    given = (
+        "Given to each arm what it gets in its task's tables, but so many times the learning rate, "
+    )
+    given += "on seed 5, which no other table has. Of circuits: depth instead of hops."
     columns = what_differs("stack-rates") | quality
-    return [Section("Stacks: learning rates", given, table(found, columns), "One is the loop's.")]
+    return [
+        Section("Stacks: learning rates", given, table(found, columns), "One is the loop's own.")
+    ]
 
 
 def layers_sections(found: Runs) -> list[Section]:
@@ -588,11 +593,13 @@ def few_bytes_sections(found: Runs) -> list[Section]:
     size = task.pieces * task.piece
     times = task.steps * task.batch_size * task.context / size
     given = f"{TEXT_GIVEN}, dense layers; {size:,} bytes, each read {times:.0f} times on average."
-    return [Section("Text: little data", given, table(found, columns), f"{OWN_LOOPS}.")]
+    note = f"{OWN_LOOPS}. All need far more bits than with fresh bytes (above): they overfit, and "
+    note += "none was stopped early."
+    return [Section("Text: little data", given, table(found, columns), note)]
 
 
 def rates_sections(found: Runs) -> list[Section]:
-    given = f"{TEXT_GIVEN}, dense layers; a learning rate of so many times that of the chains. "
+    given = f"{TEXT_GIVEN}, dense layers; so many times the learning rate of the chains. "
     given += "Seed 5, which no other table has."
     note = "Lower is better; each at the loops it was trained with."
     return [
