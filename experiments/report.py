@@ -213,7 +213,7 @@ class Section(NamedTuple):
     def page(self, kind: str) -> str:
         picture = self.picture and f"![{self.picture}](compare-{kind}.png)"
         again = f"`python -m experiments.compare --task {kind} --only VARIANT --results FOLDER`"
-        again = f"A row again: {again}" if kind and self.given != AS_ABOVE else ""
+        again = f"To run a row again: {again}" if kind and self.given != AS_ABOVE else ""
         parts = [f"### {self.title}", self.given, again, picture, self.table, self.note]
         return "\n\n".join(part for part in parts if part)
 
