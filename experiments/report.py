@@ -476,41 +476,51 @@ def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs, few: R
     def a_hop_more(name: str) -> str:
         return percent(chains[name], lambda n: accuracy_at(n, Chains.test_loops)[NEAR + 1])
 
-    deep = {name: percent(runs, at_last) for name, runs in circuits.items()}
+    def both(name: str) -> str:
+        """Of circuits: accuracy at the largest depth in training, and in the test."""
+        near, far = (
+            percent(circuits[name], lambda n, k=k: accuracy_at(n, Chains.test_loops)[k])
+            for k in (NEAR, LAST)
+        )
+        return f"{near} / {far}%"
+
     cups = {name: percent(shells[name], at_last) for name in ("loop", "coda")}
+    worst = 100 * min(map(at_last, shells["coda"]))
     learned = spread([n["frontier"] for n in shells["flat-told"]])
     saved = {name: saved_by_looping("text", text)(name, runs) for name, runs in text.items()}
     poor = {name: saved_by_looping("few-bytes", few)(name, runs) for name, runs in few.items()}
     points = (
-        "* **Reach.** Trained on at most 5 hops, the loop answers at 10; stacks learn 5 and little "
-        f"more (at 6, 14 layers: {a_hop_more('flat-slow')}%; told T: "
-        f"{a_hop_more('flat-flops-told-long')}%). It walks trees, never seen before; on rings it "
-        "errs more each hop.",
+        "* **Reach.** Trained on at most 5 hops, the loop answers at 10; 14 layers learn 5 and "
+        f"little more (at 6: {a_hop_more('flat-slow')}%; told T: "
+        f"{a_hop_more('flat-flops-told-long')}%). Taught every hop, it walks unseen trees; on "
+        "rings it errs more each hop.",
         "* **Not only walks.** Boolean circuits (`python -m experiments.circuits`), 5 gates deep "
-        f"in training, their depth never told. Right at depth 10: the loop {deep['loop']}%, 3 "
-        f"layers, as many parameters, {deep['flat-params']}%, 14, as many FLOPs, "
-        f"{deep['flat-slow']}%; the likelier value {likelier_value(LAST):.0%}. Hops that swap five "
-        f"cups, 10 after 5 in training: {cups['loop']}%, with a coda {cups['coda']}%; 13 layers "
-        f"told T learn {learned} hops.",
+        f"in training, depth untold. Right at depth {NEAR} / {LAST}: the loop {both('loop')}; 3 "
+        f"layers, as many parameters, {both('flat-params')}; 14, as many FLOPs, "
+        f"{both('flat-slow')}; the likelier value {100 * likelier_value(NEAR):.0f} / "
+        f"{likelier_value(LAST):.0%}. Five cups, swapped 10 times after 5 in training: "
+        f"{cups['loop']}%, with a coda {cups['coda']}% (worst seed {worst:.1f}); 13 layers told T "
+        f"learn {learned} swaps.",
         f"* **Halting needs no head.** Chains: {halted(chains['loop'])}% (best fixed count: "
         f"{fixed(chains['loop'])}%); circuits: {halted(circuits['loop'])}% "
         f"({fixed(circuits['loop'])}%).",
-        "* **Language.** Two loops save, in bits per byte of Python's library (a minus: lose): "
-        f"{saved['one-loop']} over one; {saved['flat-params']} over 4 layers, as many parameters; "
-        f"for as many FLOPs {saved['flat-flops']} over 6 layers, {saved['flat-long']} over 4 with "
-        f"1.5 times the data, {poor['flat-flops']} over 6 on 250 kB, read 16 times.",
+        "* **Language.** Bits per byte of Python's library that two loops save (a minus: lose): "
+        f"over one {saved['one-loop']}; over 4 layers, as many parameters, {saved['flat-params']}; "
+        f"for as many FLOPs, over 6 layers {saved['flat-flops']}, over 4 with 1.5 times the data "
+        f"{saved['flat-long']}; on 250 kB, read 16 times, over 6 layers {poor['flat-flops']}.",
     )
-    return "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in points)
+    whole = (point.replace(" ± ", "\u00a0±\u00a0") for point in points)  # a line breaks no interval
+    lines = "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in whole)
+    return lines.replace("\u00a0", " ")
 
 
 TEXT_GIVEN = (
-    f"Given to each arm: the next byte, {Text.steps:,} steps (an arm `-long`: 1.5 times as many), "
-    "the same batches for one seed"
+    f"Given to each arm: the next byte, {Text.steps:,} steps, the same batches for one seed"
 )
 
 
 def text_sections(found: Runs) -> list[Section]:
-    given = f"{TEXT_GIVEN}, dense layers, the same learning rates but for `flat-fast`"
+    given = f"{TEXT_GIVEN}, dense layers, the same learning rates, unless the row says otherwise"
 
     def bits(L: int) -> Column:
         """A model without a loop, or of one, has one answer."""
@@ -534,7 +544,7 @@ def text_sections(found: Runs) -> list[Section]:
         Section("Text: what the variants cost", f"{given}.", table(found, what_differs("text"))),
         Section(
             "Text: bits per byte",
-            f"{given}, and as many loops as `what differs` says.",
+            f"{given}; as many loops as the table before says.",
             table(found, depths | {SAVED: saved_by_looping("text", found)}),
             "Lower is better. Saved: how many bits fewer `twice` needs than this variant (a minus: "
             "more), paired by seed; each at the loops it was trained with, random ones at two.",
@@ -566,7 +576,7 @@ def stack_rates_sections(found: Runs) -> list[Section]:
     given = (
         "Given to each arm what it gets in its task's tables, but so many times the learning rate, "
     )
-    given += "on seed 5, which no other table has. Of circuits: depth instead of hops."
+    given += "on seed 5, which only tables of rates have. Of circuits: depth instead of hops."
     columns = what_differs("stack-rates") | quality
     return [
         Section("Stacks: learning rates", given, table(found, columns), "One is the loop's own.")
@@ -593,15 +603,16 @@ def few_bytes_sections(found: Runs) -> list[Section]:
     size = task.pieces * task.piece
     times = task.steps * task.batch_size * task.context / size
     given = f"{TEXT_GIVEN}, dense layers; {size:,} bytes, each read {times:.0f} times on average."
-    note = f"{OWN_LOOPS}. All need far more bits than with fresh bytes (above): they overfit, and "
-    note += "none was stopped early."
+    note = f"{OWN_LOOPS}. All need far more bits than with fresh bytes (above): presumably they "
+    note += "overfit; none was stopped early."
     return [Section("Text: little data", given, table(found, columns), note)]
 
 
 def rates_sections(found: Runs) -> list[Section]:
     given = f"{TEXT_GIVEN}, dense layers; so many times the learning rate of the chains. "
-    given += "Seed 5, which no other table has."
-    note = "Lower is better; each at the loops it was trained with."
+    given += "Seed 5, which only tables of rates have."
+    note = "Lower is better; each at the loops it was trained with. The other tables of text have "
+    note += "the rate in the middle."
     return [
         Section("Text: learning rates", given, table(found, what_differs("rates") | BITS), note)
     ]

@@ -650,19 +650,21 @@ def test_bits_saved_are_those_of_two_loops():
     assert [saved(*row) for row in layers.items()] == ["–", "+0.250", "–", "+0.250"]
     loop = {"halting": {"accuracy": [0.5, 1.0]}, "accuracy": {"12": [0.625] * 11, "2": [0.25] * 11}}
     plain, worse = {"accuracy": {"0": [0.5] * 11}}, {"accuracy": {"12": [0.375] * 11}}
-    circuits = {"loop": [loop], "flat-params": [plain], "flat-slow": [worse]}
+    deeper = {"accuracy": {"12": [0.375] * 10 + [0.125]}}
+    circuits = {"loop": [loop], "flat-params": [plain], "flat-slow": [deeper]}
     shells = {"loop": [loop], "coda": [worse], "flat-told": [{"frontier": 4}]}
     chains = {"loop": [loop], "flat-slow": [plain], "flat-flops-told-long": [worse]}
     few = {name: [n | {"task": "few-bytes"} for n in runs] for name, runs in found.items()}
     told = report.readme_points(chains, circuits, shells, found, few)
     told = " ".join(told.split())
-    assert "little more (at 6, 14 layers: 50.0%; told T: 37.5%)" in told
-    assert "Right at depth 10: the loop 62.5%, 3 layers, as many parameters, 50.0%, 14" in told
-    assert "FLOPs, 37.5%;" in told and "in training: 62.5%, with a coda 37.5%; 13 layers" in told
-    assert "13 layers told T learn 4.0 hops." in told
+    assert "little more (at 6: 50.0%; told T: 37.5%)" in told
+    assert "depth 5 / 10: the loop 62.5 / 62.5%; 3 layers, as many parameters, 50.0 / 50.0%" in told
+    assert "FLOPs, 37.5 / 12.5%;" in told
+    assert "62.5%, with a coda 37.5% (worst seed 37.5); 13 layers told T learn 4.0 swaps." in told
     assert "Chains: 75.0% (best fixed count: 62.5%); circuits: 75.0% (62.5%)." in told
-    assert "+0.250 over one; +0.200 over 4 layers, as many parameters; for as many FLOPs" in told
-    assert "-0.250 over 6 layers, +0.300 over 4 with 1.5" in told and "data, -0.250 over 6" in told
+    assert "over one +0.250; over 4 layers, as many parameters, +0.200; for as many" in told
+    assert "over 6 layers -0.250, over 4 with 1.5 times the data +0.300; on 250 kB" in told
+    assert told.endswith("over 6 layers -0.250.")
 
 
 def test_results_md_and_readme_are_what_the_program_writes():
