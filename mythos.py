@@ -714,8 +714,7 @@ class RecurrentDepthTransformer(nn.Module):
         ok = halt_threshold is None or cache is not None
         expect(ok, "cache", cache, "a cache, which holds the rows of halted tokens")
         h = self.initial_state(e)
-        # Of each token, whether it still runs: False once it has halted, in the loops from then on.
-        active = torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)
+        active = torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)  # False once halted
         loops_used, n_active = torch.zeros_like(active, dtype=torch.int64), active.numel()
         first_grad_loop = 0 if grad_loops is None else n_loops - grad_loops
         for t in range(n_loops):
@@ -944,7 +943,7 @@ def rules_of(*annotated: object) -> dict[str, tuple]:
     and classes annotate: `top_k: PosInt | None` gives "top_k" -> (int, "an integer >= 1", …, True).
     Other annotations are passed over."""
     return {
-        name: (*get_args(part), part is not kind)  # a part alone: the other part was None
+        name: (*get_args(part), part is not kind)  # last: kind was `… | None`
         for source in annotated
         for name, kind in get_type_hints(source, include_extras=True).items()
         for part in (kind, *get_args(kind))  # `PosInt | None` has two parts

@@ -583,29 +583,32 @@ def stack_rates_sections(found: Runs) -> list[Section]:
     ]
 
 
+def saved_section(kind: str, title: str, given: str, found: Runs, note: str) -> list[Section]:
+    """One question about text: bits per byte of each arm, and what the loop saves over it."""
+    columns = what_differs(kind) | BITS | {SAVED: saved_by_looping(kind, found)}
+    return [Section(title, f"{TEXT_GIVEN}{given}", table(found, columns), f"{OWN_LOOPS}{note}.")]
+
+
 def layers_sections(found: Runs) -> list[Section]:
-    columns = what_differs("layers") | BITS | {SAVED: saved_by_looping("layers", found)}
-    note = f"{OWN_LOOPS}: `one` against three layers, `three` against five."
+    note = ": `one` against three layers, `three` against five"
     title = "Text: how many layers in the loop"
-    return [Section(title, f"{TEXT_GIVEN}, dense layers.", table(found, columns), note)]
+    return saved_section("layers", title, ", dense layers.", found, note)
 
 
 def experts_sections(found: Runs) -> list[Section]:
-    columns = what_differs("experts") | BITS | {SAVED: saved_by_looping("experts", found)}
-    given = f"{TEXT_GIVEN}; the middle layers have four routed experts and a shared one, of which a"
-    given += " token uses one and the shared one: together as wide as the dense layer."
-    return [Section("Text: experts in both arms", given, table(found, columns), f"{OWN_LOOPS}.")]
+    given = "; the middle layers have four routed experts and a shared one, of which a token uses "
+    given += "one and the shared one: together as wide as the dense layer."
+    return saved_section("experts", "Text: experts in both arms", given, found, "")
 
 
 def few_bytes_sections(found: Runs) -> list[Section]:
-    columns = what_differs("few-bytes") | BITS | {SAVED: saved_by_looping("few-bytes", found)}
     task = variants.FewBytes
     size = task.pieces * task.piece
     times = task.steps * task.batch_size * task.context / size
-    given = f"{TEXT_GIVEN}, dense layers; {size:,} bytes, each read {times:.0f} times on average."
-    note = f"{OWN_LOOPS}. All need far more bits than with fresh bytes (above): presumably they "
-    note += "overfit; none was stopped early."
-    return [Section("Text: little data", given, table(found, columns), note)]
+    given = f", dense layers; {size:,} bytes, each read {times:.0f} times on average."
+    note = ". All need far more bits than with fresh bytes (above): presumably they overfit; none "
+    note += "was stopped early"
+    return saved_section("few-bytes", "Text: little data", given, found, note)
 
 
 def rates_sections(found: Runs) -> list[Section]:
