@@ -276,18 +276,23 @@ def test_another_attend_is_used_on_every_path(kind):
 
 
 @both
-def test_dropout_by_hooks(kind):
+@pytest.mark.parametrize("part", ["attention", "ffn"])
+def test_dropout_by_hooks(kind, part):
     """make_block's hint: a path that goes around a hook; weights renamed; dropout in decoding."""
+
+    def drop(module, _, out):
+        return F.dropout(out, 0.5, module.training)
+
     plain, dropped, tokens = make(attention_type=kind), make(attention_type=kind), ids(1, 6)
     for block in (*dropped.prelude, *dropped.recurrent, *dropped.coda):
-        for part in (block.attention, block.ffn):
-            part.register_forward_hook(lambda part, _, out: F.dropout(out, 0.5, part.training))
+        getattr(block, part).register_forward_hook(drop)
     dropped.load_state_dict(plain.state_dict())
     decode = dict(temperature=0, n_loops=2)
-    assert torch.equal(dropped.generate(tokens, 4, **decode), plain.generate(tokens, 4, **decode))
-    assert torch.equal(dropped(tokens)[0], plain(tokens)[0])
-    logits, again = (dropped.train()(tokens)[0] for _ in range(2))
+    new = dropped.train().generate(tokens, 20, **decode)
+    assert torch.equal(new, plain.generate(tokens, 20, **decode))
+    logits, again = (dropped(tokens)[0] for _ in range(2))
     assert (logits - again).abs().max() > 1e-3
+    assert torch.equal(dropped.eval()(tokens)[0], plain(tokens)[0])
 
 
 class Adapter(nn.Module):

@@ -509,6 +509,7 @@ def test_a_grown_loop_starts_with_one():
     assert torch.equal(rngs[0].get_state(), rngs[1].get_state())
     resumed = object.__new__(variants.GrownText)
     resumed.frontier = 400  # what a checkpoint keeps
+    resumed.learned(2, 1.0)
     assert resumed.draw_loops(rngs[0]) == 2
 
 
