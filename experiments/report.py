@@ -56,6 +56,16 @@ def at_last(numbers: dict) -> float:
     return accuracy_at(numbers, Chains.test_loops)[LAST]
 
 
+def halted(numbers: dict) -> float:
+    """Accuracy in % with halting, over all hops or depths."""
+    return 100 * mean(numbers["halting"]["accuracy"])
+
+
+def fixed(numbers: dict) -> float:
+    """The same without halting, after the best number of loops for all."""
+    return 100 * max(map(mean, numbers["accuracy"].values()))
+
+
 def reach(numbers: dict) -> int:
     """The largest hop count up to which accuracy never falls below 90%; −1 if it has none."""
     accuracy = accuracy_at(numbers, Chains.test_loops)
@@ -175,14 +185,14 @@ PICTURED = {
 def readme_summary(found: Runs) -> str:
     """The loop and its strongest opponents. found: what `load_results` has of the chains."""
 
-    def halted(name: str, runs: list[dict]) -> str:
+    def at_last_halted(name: str, runs: list[dict]) -> str:
         untied = VARIANTS["chains"][name].model is variants.Untied
         asked = runs if has_loop(runs) and not untied else []
         return spread([100 * n["halting"]["accuracy"][LAST] for n in asked])
 
     columns: dict[str, Column] = {"supervision": lambda name, runs: supervision(name)}
     columns |= PARAMETERS | {f"{k} hops": at_hops(k) for k in (NEAR, LAST)}
-    columns |= {f"{LAST} hops, halting": halted}
+    columns |= {f"{LAST} hops, halting": at_last_halted}
     leads: dict[str, Column] = {}  # by supervision
     for first in ("loop", "ends"):
         how = supervision(first)
@@ -257,14 +267,12 @@ def chains_sections(found: Runs) -> list[Section]:
 
     quality |= {f"{LAST} hops, worst seed": worst}
     stopping = {
-        "accuracy, 0–10 hops": over(lambda n: 100 * mean(n["halting"]["accuracy"])),
+        "accuracy, 0–10 hops": over(halted),
         "mean loops, 0–10 hops": over(lambda n: mean(n["halting"]["loops"])),
         f"more loops for {LAST} hops than for 0": over(
             lambda n: n["halting"]["loops"][LAST] - n["halting"]["loops"][0]
         ),
-        "accuracy at the best fixed loop count": over(
-            lambda n: 100 * max(map(mean, n["accuracy"].values()))
-        ),
+        "accuracy at the best fixed loop count": over(fixed),
     }
     chain = {
         "14 hops, 16 loops": further("14 hops"),
@@ -369,12 +377,13 @@ def what_differs(kind: str) -> dict[str, Column]:
 
 
 def how_it_stops(difficulty: str) -> dict[str, Column]:
-    """For a loop: accuracy on the hardest questions, and loops used by difficulty. difficulty: a
-    column's name, with {} for the number."""
-    last = difficulty.format(LAST)
-    counts = (8, Chains.test_loops, variants.MOST_LOOPS)
+    """For a loop: accuracy on the hardest questions and on all, and loops used by difficulty.
+    difficulty: a column's name, with {} for the number."""
+    last, every = difficulty.format(LAST), difficulty.format(f"0–{LAST}")
+    counts = (Chains.test_loops, variants.MOST_LOOPS)
     columns = {f"{last}, {L} loops": at_hops(LAST, L) for L in counts}
     columns |= {f"{last}, halting": over(lambda n: 100 * n["halting"]["accuracy"][LAST])}
+    columns |= {f"{every}, halting": over(halted), f"{every}, best fixed loop count": over(fixed)}
     for k in (0, NEAR, LAST):
         title = f"loops spent on {difficulty.format(k)}"
         columns |= {title: over(lambda n, k=k: n["halting"]["loops"][k])}
@@ -467,11 +476,8 @@ def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs, few: R
     def percent(runs: list[dict], measure: Callable[[dict], float]) -> str:
         return spread([100 * measure(n) for n in runs])
 
-    def halted(runs: list[dict]) -> str:
-        return percent(runs, lambda n: mean(n["halting"]["accuracy"]))
-
-    def fixed(runs: list[dict]) -> str:
-        return percent(runs, lambda n: max(map(mean, n["accuracy"].values())))
+    def halting(runs: list[dict], best: str) -> str:
+        return f"{spread([*map(halted, runs)])}% ({best}{spread([*map(fixed, runs)])}%)"
 
     def a_hop_more(name: str) -> str:
         return percent(chains[name], lambda n: accuracy_at(n, Chains.test_loops)[NEAR + 1])
@@ -501,9 +507,8 @@ def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs, few: R
         f"{likelier_value(LAST):.0%}. Five cups, swapped 10 times after 5 in training: "
         f"{cups['loop']}%, with a coda {cups['coda']}% (worst seed {worst:.1f}); 13 layers told T "
         f"learn {learned} swaps.",
-        f"* **Halting needs no head.** Chains: {halted(chains['loop'])}% (best fixed count: "
-        f"{fixed(chains['loop'])}%); circuits: {halted(circuits['loop'])}% "
-        f"({fixed(circuits['loop'])}%).",
+        f"* **Halting needs no head.** Chains: {halting(chains['loop'], 'best fixed count: ')}; "
+        f"circuits: {halting(circuits['loop'], '')}.",
         "* **Language.** Bits per byte of Python's library that two loops save (a minus: lose): "
         f"over one {saved['one-loop']}; over 4 layers, as many parameters, {saved['flat-params']}; "
         f"for as many FLOPs, over 6 layers {saved['flat-flops']}, over 4 with 1.5 times the data "
@@ -548,7 +553,7 @@ def text_sections(found: Runs) -> list[Section]:
             table(found, depths | {SAVED: saved_by_looping("text", found)}),
             "Lower is better. Saved: how many bits fewer `twice` needs than this variant (a minus: "
             "more), paired by seed; each at the loops it was trained with, random ones at two.",
-            "Bits per byte by loops, and by models without a loop.",
+            "Left: bits per byte of each variant. Right: of those with a loop, by loops.",
         ),
         Section(
             "Text: halting",
@@ -727,26 +732,33 @@ def draw_chains(found: Runs, path: Path) -> None:
 
 
 def draw_text(found: Runs, path: Path) -> None:
-    """Bits per byte by loops: random against fixed loop counts, and the models without a loop."""
+    """Left: bits per byte of each arm, one mark per seed. Right: of those with a loop, by loops."""
     from matplotlib import figure
 
-    picture = figure.Figure(figsize=(7, 4.4), layout="constrained")
-    axes = picture.subplots()
-    for i, (name, runs) in enumerate(found.items()):
-        what, colour = VARIANTS["text"][name].what, f"C{i}"
-        middle, low, high = by_seed([[*n["bits_per_byte"].values()] for n in runs])
-        if has_loop(runs):
+    picture = figure.Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = picture.subplots(1, 2)
+    colours = {name: f"C{i}" for i, name in enumerate(n for n in found if has_loop(found[n]))}
+    for row, (name, runs) in enumerate(found.items()):
+        colour, bits = colours.get(name, "0.4"), [bits_at(n) for n in runs]
+        left.plot(bits, [row] * len(runs), "o", color=colour, alpha=0.5)
+        left.plot(mean(bits), row, "|", color=colour, markersize=18, markeredgewidth=2)
+        if name in colours:
             loops = [int(L) for L in runs[0]["bits_per_byte"]]
-            axes.plot(loops, middle, "o-", color=colour, label=what)
-            axes.fill_between(loops, low, high, color=colour, alpha=0.2)
-        else:
-            axes.axhspan(*low, *high, color=colour, alpha=0.2)
-            axes.axhline(*middle, color=colour, linestyle=("--", "-", ":", "-.")[i % 4], label=what)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(variants.TEXT_LOOPS, [f"{L}" for L in variants.TEXT_LOOPS], minor=False)
-    axes.set_xlim(variants.TEXT_LOOPS[0] / 1.1, variants.TEXT_LOOPS[-1] * 1.1)
-    axes.set(xlabel="loops", ylabel="held-out bits per byte", title="Text: lower is better")
-    axes.legend()
+            middle, low, high = by_seed([[*n["bits_per_byte"].values()] for n in runs])
+            right.plot(loops, middle, "o-", color=colour, label=VARIANTS["text"][name].what)
+            right.fill_between(loops, low, high, color=colour, alpha=0.2)  # worst to best seed
+    left.set_yticks(range(len(found)), [VARIANTS["text"][name].what for name in found])
+    left.invert_yaxis()
+    left.grid(axis="x", alpha=0.3)
+    left.set(
+        xlabel="held-out bits per byte (fewer: better)",
+        title="At the loops of its training (line: mean)",
+    )
+    right.set_xscale("log", base=2)
+    right.set_xticks(variants.TEXT_LOOPS, [f"{L}" for L in variants.TEXT_LOOPS], minor=False)
+    right.set(xlabel="loops", ylabel="held-out bits per byte", title="At other loop counts")
+    if colours:
+        right.legend()
     picture.savefig(path, dpi=120, format="png")
 
 

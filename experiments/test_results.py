@@ -30,12 +30,13 @@ LEADS = {  # whose lead it is, what is compared, and the column
     "text": ("twice", "bits saved", "bits that the loop saves"),
     "layers": ("one three", "bits saved", "bits that the loop saves"),
     "experts": ("twice", "bits saved", "bits that the loop saves"),
-    "few-bytes": ("twice", "bits saved", "bits that the loop saves"),
+    "few-bytes": ("twice twice-short", "bits saved", "bits that the loop saves"),
     "rates": ("", "", ""),
     "stack-rates": ("", "", ""),
 }
 CUPS = {"three": 3}  # a test of its own
 LAYERS = {"one": 3, "flat-three": 3, "three": 5, "flat-five": 5}  # compared with one another
+SHORT = {"twice-short": 500, "flat-short": 500}  # steps, likewise
 UNTIED = "untied-deep-long"
 OWN_LOOP = "act", UNTIED  # which no table about the loop itself is about
 # Student's t, two-sided 95%, by the number of seeds.
@@ -83,7 +84,9 @@ def accuracies(run, looped):
     values["reach"] = [*(after >= 90), False].index(False) - 1
     if looped:
         values |= {f"10 hops, {L} loops": by_loops[L][10] for L in by_loops}
-        values["accuracy at the best fixed loop count"] = max(map(np.mean, by_loops.values()))
+        best = max(map(np.mean, by_loops.values()))
+        values["accuracy at the best fixed loop count"] = best
+        values["0–10 hops, best fixed loop count"] = best
         lost = [by_loops.get(16, after) - by_loops[L] for L in by_loops if L >= 16]
         values["most lost by more loops"] = np.max(lost)
     return values
@@ -96,7 +99,7 @@ def halting(run):
     values = {f"loops spent on {k} hops": count for k, count in enumerate(loops)}
     values |= {"accuracy, 0–10 hops": shares.mean(), "halting: accuracy": shares.mean()}
     values |= {"mean loops": np.mean(loops), "mean loops, 0–10 hops": np.mean(loops)}
-    values |= {"10 hops, halting": shares[10]}
+    values |= {"10 hops, halting": shares[10], "0–10 hops, halting": shares.mean()}
     values["more loops for 10 hops than for 0"] = loops[10] - loops[0]
     numbers |= run.get("further", {})
     for column, key in RENAMED.items():
@@ -155,7 +158,8 @@ def recompute(supervision):
         pages["python -m experiments.text"][f"{run['seed']}",].append(said(run))
     for kind, titles in TITLES.items():
         runs = load(f"{kind}/*.json", "{variant}-seed{seed}")
-        taught = {"chains": supervision, "layers": LAYERS, "shells": CUPS}.get(kind, {})
+        taught = {"layers": LAYERS, "shells": CUPS, "few-bytes": SHORT}
+        taught = (taught | {"chains": supervision}).get(kind, {})
         firsts, measure, lead = LEADS[kind]
         best = {
             (taught.get(run["variant"]), run["seed"]): said(run)[measure]
@@ -206,7 +210,7 @@ def fault(cell, values):
 def faults_of(title, head, lines, rows):
     """What is wrong with a table, and how many cells were compared. rows: see `recompute`."""
     width, wrong, n = max(map(len, rows), default=1), [], 0
-    keys = [re.sub(r"depth (\d+)", r"\1 hops", column) for column in head]
+    keys = [re.sub(r"depth ([\d–]+)", r"\1 hops", column) for column in head]
     keys = ["ring, edges halt, " * (title == RINGS) + key for key in keys]
     asked = [row for row in rows if any(set(keys) & run.keys() for run in rows[row])]
     labels = [tuple(line[:width]) for line in lines]

@@ -3,7 +3,7 @@
 shell game.
 
 A variant is a config's fields, a task and a model. All get the same seeds and batch size; those
-taught alike get equally many steps, unless the name ends in "long".
+taught alike get equally many steps, unless the name ends in "long" or "short".
 """
 
 import itertools
@@ -374,6 +374,16 @@ class FlatFewBytes(FewBytes):
     n_loops = 0
 
 
+class ShortFewBytes(FewBytes):
+    """Half of the steps, which read each byte 8 times: for those that overfit."""
+
+    steps = FewBytes.steps // 2
+
+
+class ShortFlatFewBytes(FlatFewBytes):
+    steps = ShortFewBytes.steps
+
+
 class NoInjection(RecurrentDepthTransformer):
     """B = 0: e enters through R(h, e) alone."""
 
@@ -530,7 +540,10 @@ VARIANTS = {
     "few-bytes": {
         "twice": Variant("always two loops", task=FewBytes),
         "one-loop": Variant("the same model, always one loop", task=OneLoopFewBytes),
+        "flat-params": Variant("4 layers, same parameters", flat_text(4), FlatFewBytes),
         "flat-flops": Variant("6 layers, same FLOPs as two loops", flat_text(6), FlatFewBytes),
+        "twice-short": Variant("always two loops, half of the steps", task=ShortFewBytes),
+        "flat-short": Variant("6 layers, half of the steps", flat_text(6), ShortFlatFewBytes),
     },
 }
 # Of text: a loop, and the arms over which it may save bits.
@@ -538,7 +551,10 @@ SAVED_OVER = {
     "text": {"twice": [name for name in VARIANTS["text"] if name != "twice"]},
     "layers": {"one": ["flat-three"], "three": ["flat-five"]},
     "experts": {"twice": ["one-loop"]},
-    "few-bytes": {"twice": ["one-loop", "flat-flops"]},
+    "few-bytes": {
+        "twice": ["one-loop", "flat-params", "flat-flops"],
+        "twice-short": ["flat-short"],
+    },
 }
 
 
