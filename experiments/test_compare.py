@@ -176,8 +176,7 @@ def test_flat_models_are_as_large_or_as_expensive_as_the_loop():
         with torch.device("meta"):
             found = {name: build(name, kind) for name in variants.VARIANTS[kind]}
         for name in (name for name in found if name.startswith("flat")):
-            loop = {"few-bytes": "twice", "layers": "one" if "three" in name else "three"}
-            loop = found[loop.get(kind, "loop")]
+            loop = found[{"few-bytes": "twice", "layers": "all"}.get(kind, "loop")]
             flat, count = found[name], num_params
             if kind == "shells" or {"flops", "slow", "short"} & {*name.split("-")}:
                 count = lambda m: flops_per_token(m, n_loops * bool(m.recurrent), context)  # noqa
@@ -646,14 +645,15 @@ def test_bits_saved_are_those_of_two_loops():
     saved = report.saved_by_looping("text", found)
     cells = [saved(name, runs) for name, runs in found.items()]
     assert cells == ["–", "+0.100", "+0.250", "+0.200", "-0.250", "+0.300", "+0.250"]
+    sizes = dict(parameters=2, active_parameters=2, train_flops=1e12)
     layers = {
-        name: [run(name, {"2": 1.5, "0": flat}, "layers", **more)]
-        for name, flat, more in (("one", 0, {"rho": 0.5}), ("flat-three", 1.75, {}),
-                                 ("three", 0, {"rho": 0.5}), ("flat-five", 1.25, {}))
-    }  # fmt: skip
-    layers["three"][0]["bits_per_byte"]["2"] = 1.0
-    saved = report.saved_by_looping("layers", layers)
-    assert [saved(*row) for row in layers.items()] == ["–", "+0.250", "–", "+0.250"]
+        "flat-three": [run("flat-three", {"0": 1.75}, "layers", **sizes)],
+        "one": [run("one", {"2": 1.5, "8": 1.0}, "layers", rho=0.5, **sizes)],
+        "all": [run("all", {"2": 2.0, "8": 1.0}, "layers", rho=0.5, **sizes)],
+    }
+    (section,) = report.layers_sections(layers)
+    ends = [row.split(" | ")[-2:] for row in section.table.splitlines()[2:]]
+    assert ends == [["1.750", "– |"], ["1.500", "+0.250 |"], ["2.000", "-0.250 |"]]
     loop = {"halting": {"accuracy": [0.5, 1.0]}, "accuracy": {"12": [0.625] * 11, "2": [0.25] * 11}}
     plain, worse = {"accuracy": {"0": [0.5] * 11}}, {"accuracy": {"12": [0.375] * 11}}
     deeper = {"accuracy": {"12": [0.375] * 10 + [0.125]}}

@@ -28,15 +28,14 @@ LEADS = {  # whose lead it is, what is compared, and the column
     "circuits": ("loop", "10 hops", "the loop's lead at 10"),
     "shells": ("loop", "10 hops", "the loop's lead at 10 hops"),
     "text": ("twice", "bits saved", "bits that the loop saves"),
-    "layers": ("one three", "bits saved", "bits that the loop saves"),
+    "layers": ("flat-three", "bits per byte", "bits saved over `flat-three`"),
     "experts": ("twice", "bits saved", "bits that the loop saves"),
     "few-bytes": ("twice twice-short", "bits saved", "bits that the loop saves"),
     "rates": ("", "", ""),
     "stack-rates": ("", "", ""),
 }
 CUPS = {"three": 3}  # a test of its own
-LAYERS = {"one": 3, "flat-three": 3, "three": 5, "flat-five": 5}  # compared with one another
-SHORT = {"twice-short": 500, "flat-short": 500}  # steps, likewise
+SHORT = {"twice-short": 500, "flat-short": 500}  # steps: compared with one another
 UNTIED = "untied-deep-long"
 OWN_LOOP = "act", UNTIED  # which no table about the loop itself is about
 # Student's t, two-sided 95%, by the number of seeds.
@@ -158,7 +157,7 @@ def recompute(supervision):
         pages["python -m experiments.text"][f"{run['seed']}",].append(said(run))
     for kind, titles in TITLES.items():
         runs = load(f"{kind}/*.json", "{variant}-seed{seed}")
-        taught = {"layers": LAYERS, "shells": CUPS, "few-bytes": SHORT}
+        taught = {"shells": CUPS, "few-bytes": SHORT}
         taught = (taught | {"chains": supervision}).get(kind, {})
         firsts, measure, lead = LEADS[kind]
         best = {

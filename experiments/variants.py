@@ -469,6 +469,7 @@ SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=3, d_ff=448
 SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=14, d_ff=222)
 SHELLS_SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=2)
 SHELLS_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=13)
+ALL_IN_LOOP = dict(prelude_layers=0, recurrent_layers=3, coda_layers=0)
 # One of four routed experts and a shared one, which together are as wide as the dense layer.
 EXPERTS = dict(num_experts=4, num_experts_per_token=1, d_expert=64)
 
@@ -528,10 +529,9 @@ VARIANTS = {
         "grown": Variant("one loop, then two after 40% of the steps", task=GrownText),
     },
     "layers": {
-        "one": Variant("two loops of one layer", dict(recurrent_layers=1), TwiceText),
-        "flat-three": Variant("3 layers, same parameters", flat_text(3), FlatText),
-        "three": Variant("two loops of three layers", dict(recurrent_layers=3), TwiceText),
-        "flat-five": Variant("5 layers, same parameters", flat_text(5), FlatText),
+        "flat-three": Variant("3 layers, no loop", flat_text(3), FlatText),
+        "one": Variant("3 layers, the middle one twice", dict(recurrent_layers=1), TwiceText),
+        "all": Variant("3 layers, all of them twice", ALL_IN_LOOP, TwiceText),
     },
     "experts": {
         "twice": Variant("always two loops", EXPERTS, TwiceText),
@@ -549,7 +549,6 @@ VARIANTS = {
 # Of text: a loop, and the arms over which it may save bits.
 SAVED_OVER = {
     "text": {"twice": [name for name in VARIANTS["text"] if name != "twice"]},
-    "layers": {"one": ["flat-three"], "three": ["flat-five"]},
     "experts": {"twice": ["one-loop"]},
     "few-bytes": {
         "twice": ["one-loop", "flat-params", "flat-flops"],
