@@ -35,14 +35,17 @@ def test_bad_edges_are_refused(edges, told):
 
 
 def test_answers_stand_under_their_questions(monkeypatch):
-    """A row that belongs to other loops or other nodes; a wrong truth."""
-    monkeypatch.setattr(ask, "logits_per_loop", oracle())
+    """A row that belongs to other loops or other nodes; a wrong truth; halting that is not asked
+    for, or that ends with the rows above it."""
+    answer, asked = oracle(), []
+    monkeypatch.setattr(ask, "logits_per_loop", lambda *a: asked.append(a[2:]) or answer(*a))
     said = ask.ask_chains(tiny_model(), EDGES, 3, 0.3).splitlines()
     assert said[0].split()[-5:] == ["0", "1", "2", "3", "4"]
     assert [line.split()[-5:] for line in said[1:4]] == [
         ["4", "1", "2", "1", "3"], ["3", "1", "2", "1", "1"], ["1", "1", "2", "1", "1"],
     ]  # fmt: skip
     assert said[-1].split()[-5:] == ["1", "1", "2", "1", "1"] and said[-2].split()[-5:] == ["7"] * 5
+    assert asked == [([1, 2, 3],), ([32], 0.3)]
     ring = ask.ask_chains(tiny_model(), "0-1 1-0", 1, 0.3).splitlines()
     assert ring[-2].split()[-2:] == ["–", "–"] and ring[-1] == "(a ring has no end)"
 
@@ -73,21 +76,22 @@ def test_a_circuit_is_asked_as_in_training(monkeypatch):
         return dict.fromkeys(loops, logits), torch.full(tokens.shape, 7)
 
     monkeypatch.setattr(ask, "logits_per_loop", answer)
-    said = ask.ask_circuit(tiny_model(), "a=0 b=0 c=a^b d=c!&a", 2, 0.05).splitlines()
+    said = ask.ask_circuit(tiny_model(), "a=1 b=1 c=a^b d=a!&b", 2, 0.05).splitlines()
     value, depth = compute(seen[0], 16)
-    assert [value[i] for i in range(12, 16)] == [0, 0, 0, 1] and depth[15] == 2
+    assert [value[i] for i in range(12, 16)] == [1, 1, 0, 0] and depth[15] == 1
     assert said[0].split() == ["variable", "a", "b", "c", "d"]
     assert said[1].split()[-4:] == ["12", "13", "14", "15"]  # each place names its own variable
-    assert said[-1].split()[-4:] == ["0", "0", "0", "1"] and len(said) == 6
+    assert said[-1].split()[-4:] == ["1", "1", "0", "0"] and len(said) == 6
 
 
 def test_a_trained_model_answers(small, tmp_path, capsys):  # noqa: F811
-    """A checkpoint that is not found, or of another task than the question."""
+    """A checkpoint that is not found, or of another task than the question; flags ignored."""
     train_tiny.main(["--steps", "1", "--out", str(tmp_path)])
     path = tmp_path / "chains-mla-seed0.pt"
     capsys.readouterr()
-    assert ask.main([EDGES, "--checkpoint", str(path), "--loops", "2"]) == 0
-    assert "after 2 loops" in capsys.readouterr().out
+    assert ask.main([EDGES, "--checkpoint", str(path), "--loops", "2", "--halt", "0.4"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("after") == 2 and "halting below 0.4" in said
     for flags in (
         ["--checkpoint", str(tmp_path / "no")],
         ["--checkpoint", str(path), "--loops", "0"],
@@ -115,7 +119,7 @@ def test_a_trained_model_computes_a_circuit(tmp_path, capsys):
 
 
 def test_text_is_continued(monkeypatch, tmp_path, capsys):
-    """A sample that ignores its prompt, its length or its seed."""
+    """A sample that ignores its prompt, its length, its seed or another flag."""
     monkeypatch.setattr(text.Text, "context", 32)
     (tmp_path / "data").write_bytes(b"abcd" * 400)
     flags = ["--steps", "1", "--out", str(tmp_path), "--data", str(tmp_path / "data")]
@@ -127,6 +131,14 @@ def test_text_is_continued(monkeypatch, tmp_path, capsys):
         assert ask.main(["abc", *how, *more]) == 0
         said.append(capsys.readouterr().out)
     assert all(s.startswith("abc") for s in said) and said[0] == said[1] != said[2]
+    asked, generate = [], RecurrentDepthTransformer.generate
+    spy = lambda *args, **how: asked.append((args[2], how)) or generate(*args, **how)  # noqa: E731
+    monkeypatch.setattr(RecurrentDepthTransformer, "generate", spy)
+    assert ask.main(["abc", *how, "--temperature", "0.5", "--loops", "2", "--halt", "0.1"]) == 0
+    ((length, options),) = asked
+    del options["generator"]
+    assert length == 9
+    assert options == dict(n_loops=2, halt_threshold=0.1, temperature=0.5, top_p=0.95)
     with pytest.raises(SystemExit):
         ask.main(["abc", *how, "--halt", "-1"])
     assert "halt_threshold: got -1.0" in capsys.readouterr().err

@@ -4,17 +4,21 @@
 import dataclasses
 import itertools
 import json
+import math
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
 
 import train_tiny
-from experiments import compare, report, text, variants
+from experiments import compare, report, test_results, text, variants
 from experiments.circuits import Circuits
-from experiments.measure import flops_per_token, num_params
+from experiments.measure import flops_per_token, num_params, spectral_radius
 from experiments.test_trainer import edges_of, walk
 from experiments.text import Text
 from mythos import RecurrentDepthTransformer
@@ -138,7 +142,8 @@ def test_refuses_bad_flags(flags, complaint, capsys, monkeypatch):
 
 
 def test_interrupted_variant_goes_on_from_its_checkpoint(small, tmp_path, monkeypatch):
-    """Starting again, or losing the curriculum's state, after a run was cut off."""
+    """Starting again, or losing the curriculum's state, after a run was cut off; FLOPs of other
+    loops than were run, parameters that are all called active."""
 
     def flags(name):
         return ["loop", 0, tmp_path / name, tmp_path / f"{name}-runs", 12]
@@ -165,6 +170,11 @@ def test_interrupted_variant_goes_on_from_its_checkpoint(small, tmp_path, monkey
     for numbers in (whole, cut):
         del numbers["train_seconds"]
     assert whole == cut
+    task = train_tiny.Chains()
+    model = RecurrentDepthTransformer(task.config("mla"))
+    saved = train_tiny.load_checkpoint(tmp_path / "whole-runs" / "chains" / "loop-seed0.pt")
+    assert whole["train_flops"] == compare.training_flops(model, task, 12, saved["loops"])
+    assert whole["active_parameters"] == num_params(model, active=True) < whole["parameters"]
 
 
 def test_flat_models_are_as_large_or_as_expensive_as_the_loop():
@@ -178,7 +188,7 @@ def test_flat_models_are_as_large_or_as_expensive_as_the_loop():
         for name in (name for name in found if name.startswith("flat")):
             loop = found[{"few-bytes": "twice", "layers": "all"}.get(kind, "loop")]
             flat, count = found[name], num_params
-            if kind == "shells" or {"flops", "slow", "short"} & {*name.split("-")}:
+            if kind == "shells" or {"flops", "slow", "short", "shorter"} & {*name.split("-")}:
                 count = lambda m: flops_per_token(m, n_loops * bool(m.recurrent), context)  # noqa
             assert count(flat) == pytest.approx(count(loop), rel=0.03), name
             assert not flat.recurrent
@@ -200,7 +210,7 @@ def test_flat_models_learn_the_end_within_reach():
             at = after.gather(1, at)
         scored = hops <= task.frontier
         assert n_loops == 0 and torch.equal(answers, torch.where(scored, at, -100))
-        task.learned(n_loops, 0.5)  # not yet mastered
+        task.learned(n_loops, 0.21)  # not yet mastered
         assert task.frontier == min(frontier, 5)
         task.learned(n_loops, 0.1)
 
@@ -311,9 +321,12 @@ def test_told_model_gets_what_the_loop_gets(monkeypatch):
     task.embed.T = 3
     task.learned(0, 0.1)
     assert task.frontier == 4
-    told = lambda self, model, loops: ({0: [self.embed.T] * 11}, [0.0] * 11)  # noqa: E731
+
+    def told(self, model, loops):
+        return {0: [(self.embed.T, k) for k in range(11)]}, [0.0] * 11
+
     monkeypatch.setattr(train_tiny.Chains, "measure", told)
-    assert task.measure(model, [0])[0] == {0: [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}
+    assert task.measure(model, [0])[0] == {0: [(max(k, 1), k) for k in range(11)]}
     with torch.no_grad():
         task.embed.weight[-13:].normal_()
         far, _ = model(tokens)
@@ -333,8 +346,11 @@ def test_told_model_gets_what_the_loop_gets(monkeypatch):
 @pytest.mark.parametrize("kind", [variants.Shells, variants.ThreeCups, variants.ToldShells])
 def test_balls_are_where_swaps_bring_them(kind):
     """A swap of another node or other cups, or made twice; an answer from further away than told;
-    a test of other chains; a model that is told another T."""
+    a test of other chains; a model that is told another T; a hop more before places are right."""
     task, n, k = kind(), 12, kind.cups
+    for loss, frontier in ((0.11, 1), (0.09, 2)):
+        variants.Shells.learned(task, task.frontier, loss)
+        assert task.frontier == frontier
     pairs = [(0, 0), *itertools.combinations(range(k), 2)]
     task.embed, task.test_size = SimpleNamespace(T=None), 50
     played = set()
@@ -378,20 +394,23 @@ def test_balls_are_where_swaps_bring_them(kind):
 
 
 def test_long_variants_train_for_longer(tmp_path, monkeypatch):
-    """A variant that is called long, and trains for as many steps as the others."""
-    seen = []
+    """A variant that is called long, and trains for as many steps as the others; seeds that share
+    their weights or their batches."""
+    seen, weights = [], []
 
-    def train(*args, steps, **kwargs):
-        seen.append(steps)
+    def train(model, *args, steps, seed, **kwargs):
+        seen.append((steps, seed))
+        weights.append(model.head.weight[0, 0].item())
         raise InterruptedError
 
     monkeypatch.setattr(compare, "train", train)
-    for name in ("ends", "flat-flops", "untied-deep-long"):
+    for seed, name in enumerate(("ends", "flat-flops", "untied-deep-long")):
         with pytest.raises(InterruptedError):
-            compare.run("chains", name, 0, tmp_path, tmp_path)
-    assert seen == [1200, 1200, 3 * train_tiny.Chains.steps]
-    tasks = [variants.FewBytes, variants.ShortFewBytes, variants.ShortFlatFewBytes]
-    assert [task.steps for task in tasks] == [1000, 500, 500]
+            compare.run("chains", name, seed, tmp_path, tmp_path)
+    assert seen == [(1200, 0), (1200, 1), (3 * train_tiny.Chains.steps, 2)]
+    assert len({*weights}) == 3
+    few = variants.VARIANTS["few-bytes"].values()
+    assert [arm.task.steps for arm in few] == [1000] * 4 + [500] * 2 + [250] * 2
 
 
 def test_loop_counts_of_the_tasks():
@@ -424,6 +443,9 @@ def test_untied_blocks_are_run_one_in_each_loop():
     assert num_params(model) == num_params(tied) + 11 * block
     costs = [compare.training_flops(m, train_tiny.Chains(), 2, 6) for m in (model, tied)]
     assert costs[0] == costs[1]
+    own = variants.VARIANTS["chains"]["untied-deep-long"].model(train_tiny.Chains().config("mla"))
+    spread = own.recurrent[7].attention.out_proj.weight.std().item()
+    assert spread == pytest.approx(0.8 / 128**0.5, rel=0.05), "blocks with torch's initialisation"
 
 
 @pytest.mark.parametrize(
@@ -452,8 +474,9 @@ def build_as(name: str, other: RecurrentDepthTransformer) -> RecurrentDepthTrans
     return model
 
 
-def test_random_exit_spends_what_halting_spends(small):
-    """A control that is given fewer loops: with accuracy = loops / 100 it scores the mean."""
+def test_random_exit_spends_what_halting_spends(small, monkeypatch):
+    """A control that is given fewer loops: with accuracy = loops / 100 it scores the mean; others
+    that are not at the loops of their names."""
 
     class Counts(train_tiny.Chains):
         test_size = 8
@@ -462,10 +485,12 @@ def test_random_exit_spends_what_halting_spends(small):
             right, used = super().measure(model, loops, threshold)
             return {L: [L / 100] * self.longest for L in loops}, used
 
+    monkeypatch.setattr(variants, "MOST_LOOPS", 14)
     numbers = compare.measure_chains(build("loop"), Counts())["halting"]
     assert 1 < train_tiny.mean(numbers["loops"]) < variants.MOST_LOOPS
     assert numbers["random exit"] == pytest.approx(train_tiny.mean(numbers["loops"]) / 100)
     assert 0 <= numbers["fixed at the mean"] - numbers["random exit"] < 0.01
+    assert numbers["none halts"] == pytest.approx(0.14)
 
 
 def test_some_positions_halt_and_others_do_not(small, monkeypatch):
@@ -486,6 +511,117 @@ def test_some_positions_halt_and_others_do_not(small, monkeypatch):
     assert (edges[:, :20] < 3).all() and (edges[:, 20:] == 12).all()
     assert (queries[:, 20:] < 3).all() and (queries[:, :20] == 12).all()
     assert {*report.HALTING_CONTROLS} <= {*numbers}
+
+
+def test_what_lies_further_on_is_asked_for_by_name(monkeypatch):
+    """The wrong hop count, a walk of another length, or edges that move on where they may halt."""
+    _, queries, successors = compare.shape_set("ring")
+
+    def measured(self, model, loops, threshold=None):
+        return {L: [k / 100 + (threshold or 0) for k in range(15)] for L in loops}, None
+
+    def answers(model, tokens, loops, threshold):
+        """Right up to 16 hops; if edges, and only they, halt, after all loops."""
+        halts = [] if threshold is None else (threshold > 0).tolist()
+        far = halts == [True] * 20 + [False] * 20
+        said = {T: compare.walk(queries, successors, T if far or T <= 16 else T - 1) for T in loops}
+        return {T: F.one_hot(torch.cat([queries, x], dim=1), 20) for T, x in said.items()}, None
+
+    monkeypatch.setattr(variants.Far, "measure", measured)
+    monkeypatch.setattr(compare, "logits_per_loop", answers)
+    found = compare.measure_further(None)
+    rings = dict(zip((8, 16, 32, 64), (1, 1, 0, 0), strict=True))
+    assert found == pytest.approx(
+        {"14 hops": 0.14, "14 hops, halting": 0.34}
+        | {f"ring, {T} hops": right for T, right in rings.items()}
+        | {f"ring, edges halt, {T} hops": 1.0 for T in rings}
+    )
+
+
+def test_how_the_state_moves_is_measured_after_so_many_loops(small):
+    """Norms of other loops than the table says; one gain shown twice."""
+    model, tokens = build("loop"), torch.arange(12).view(2, 6)
+    found, rng = compare.dynamics(model, tokens), torch.Generator().manual_seed(0)
+    norms = [h.norm(dim=-1).mean().item() for h in states(model, tokens, variants.NORM_LOOPS[-1])]
+    assert found["state_norm"] == pytest.approx({L: norms[L - 1] for L in found["state_norm"]})
+    assert {1, variants.NORM_LOOPS[-1]} < {*found["state_norm"]}
+    gains = (0, variants.MOST_LOOPS)
+    gains = {n: compare.loop_gain(model, tokens, n_loops=n, generator=rng) for n in gains}
+    assert found["gain"] == gains and found["rho"] == spectral_radius(model)
+
+
+def test_texts_halting_is_measured_in_bits_and_against_surprise(monkeypatch):
+    """Nats; one threshold's numbers in three rows; surprise after other loops than the most."""
+    windows = torch.randint(256, (16, 9), generator=torch.Generator().manual_seed(0))
+
+    def answers(model, tokens, loops, threshold=None):
+        rng = torch.Generator().manual_seed(int(100 * (threshold or 0)))
+        logits = {L: torch.randn(*tokens.shape, 256, generator=rng) for L in loops}
+        return logits, torch.randint(1, 8, tokens.shape, generator=rng)
+
+    class Stub:
+        n_loops, test_set = 2, staticmethod(lambda: windows)
+        measure = staticmethod(lambda model, loops: {L: L / 10 for L in loops})
+
+    monkeypatch.setattr(compare, "logits_per_loop", answers)
+    monkeypatch.setattr(compare, "dynamics", lambda *_: {})
+    found = compare.measure_text(build("twice", "text"), Stub())
+    tokens, targets = windows[::8, :-1], windows[::8, 1:]
+    cost = lambda logits: F.cross_entropy(logits.mT, targets, reduction="none") / math.log(2)  # noqa: E731
+    plain, _ = answers(None, tokens, [2, 8])
+    assert found["bits_per_byte"] == {L: L / 10 for L in (1, 2, 3, 4, 8)}
+    for L in (2, 8):
+        bits = found["halting"][f"never, {L} loops"]["bits_per_byte"]
+        assert bits == pytest.approx(cost(plain[L]).mean().item())
+    for threshold in (0.3, 0.1, 0.03):
+        logits, used = answers(None, tokens, [8], threshold)
+        pair = torch.stack([used.flatten().float(), cost(plain[8]).flatten()])
+        assert found["halting"][threshold] == pytest.approx({
+            "bits_per_byte": cost(logits[8]).mean().item(),
+            "loops": used.float().mean().item(),
+            "correlation with surprise": torch.corrcoef(pair)[0, 1].item(),
+        })  # fmt: skip
+
+
+def test_a_task_halts_at_its_own_threshold():
+    """Circuits that halt like chains."""
+    asked = []
+
+    def measured(self, model, loops, threshold=None):
+        asked.append(threshold)
+        return {L: [1.0] for L in loops}, [2.0]
+
+    task = type("Stub", (variants.Circuits,), {"measure": measured, "test_size": 2})()
+    found = compare.measure_by_difficulty(build("loop", "circuits"), task)
+    assert asked == [None, 0.02] and found["halting"] == {"accuracy": [1.0], "loops": [2.0]}
+
+
+@pytest.mark.parametrize(
+    "kind, name, differs",
+    [
+        ("chains", "no-noise", {"state_noise": 0.0}),
+        ("chains", "ends", {"state_noise": 0.0}),
+        ("chains", "one-loop", {"prelude_lr": 1.0, "state_noise": 0.0}),
+        ("chains", "flat-slow", {"lr_scale": 0.5}),
+        ("chains", "untied-deep-long", {"train_hops": 10, "state_noise": 0.0}),
+        ("chains", "free-a", {"spectral_radius_target": None}),
+        ("circuits", "one-loop", {"prelude_lr": 1.0}),
+        ("circuits", "flat-slow", {"lr_scale": 0.5}),
+        ("text", "flat-fast", {"lr_scale": 6.0}),
+        ("text", "no-embed-norm", {"embed_norm": False}),
+        ("text", "twice", {"most_of_one": 1_000_000, "test_bytes": 1_000_000}),
+        ("layers", "all", {"prelude_layers": 0, "recurrent_layers": 3, "coda_layers": 0}),
+        ("experts", "one-loop", {"num_experts": 4, "num_experts_per_token": 1}),
+    ],
+)
+def test_a_variant_differs_as_its_row_says(kind, name, differs):
+    """A row of the tables that changes nothing."""
+    task, config = variants.VARIANTS[kind][name].task, build(name, kind).config
+    assert {key: getattr(config, key, getattr(task, key, "")) for key in differs} == differs
+    if name == "one-loop" and kind in ("chains", "circuits"):
+        model = build(name, kind)
+        task().prepare(model)  # not as the identity: two blocks would be left to do the work
+        assert model.prelude[0].attention.out_proj.weight.any()
 
 
 def test_rates_change_nothing_but_the_rate():
@@ -575,7 +711,7 @@ def test_shapes_are_measured_against_the_walk(monkeypatch):
         said = {T: compare.walk(queries, successors, min(T, 5)) for T in loops}
         edges = torch.zeros_like(queries)
         both = {T: torch.cat([edges, nodes], dim=1) for T, nodes in said.items()}
-        return {T: torch.nn.functional.one_hot(x, 420) for T, x in both.items()}, None
+        return {T: F.one_hot(x, 420) for T, x in both.items()}, None
 
     shapes = [*variants.SHAPES]
     monkeypatch.setattr(compare, "logits_per_loop", answers)
@@ -615,6 +751,8 @@ def test_reach_size_and_spread():
         assert report.accuracy_at(untied | {"frontier": frontier}, 12) == [share]
     assert report.spread([1.0, 3.0, 2.0]) == "2.0 ± 2.5"  # 4.30 · 1 / √3
     assert report.spread([2.0, 2.0]) == "2.0" and report.spread([]) == "–"
+    assert report.T95 == test_results.T95  # typed twice
+    assert report.by_seed([[1, 5], [3, 0], [2, 1]]) == ([2, 2], [1, 0], [3, 5])
 
 
 def test_leads_are_paired_by_seed():
@@ -658,7 +796,7 @@ def test_bits_saved_are_those_of_two_loops():
     plain, worse = {"accuracy": {"0": [0.5] * 11}}, {"accuracy": {"12": [0.375] * 11}}
     deeper = {"accuracy": {"12": [0.375] * 10 + [0.125]}}
     circuits = {"loop": [loop], "flat-params": [plain], "flat-slow": [deeper]}
-    shells = {"loop": [loop], "coda": [worse], "flat-told": [{"frontier": 4}]}
+    shells = {"loop": [loop], "coda": [worse, loop], "flat-told": [{"frontier": 4}]}
     chains = {"loop": [loop], "flat-slow": [plain], "flat-flops-told-long": [worse]}
     few = {name: [n | {"task": "few-bytes"} for n in runs] for name, runs in found.items()}
     told = report.readme_points(chains, circuits, shells, found, few)
@@ -666,11 +804,66 @@ def test_bits_saved_are_those_of_two_loops():
     assert "little more (at 6: 50.0%; told T: 37.5%)" in told
     assert "depth 5 / 10: the loop 62.5 / 62.5%; 3 layers, as many parameters, 50.0 / 50.0%" in told
     assert "FLOPs, 37.5 / 12.5%;" in told
-    assert "62.5%, with a coda 37.5% (worst seed 37.5); 13 layers told T learn 4.0 swaps." in told
+    assert (
+        "62.5%, with a coda 50.0 ± 158.8% (worst seed 37.5); 13 layers told T learn 4.0 swaps."
+        in told
+    )
     assert "Chains: 75.0% (best fixed count: 62.5%); circuits: 75.0% (62.5%)." in told
     assert "over one +0.250; over 4 layers, as many parameters, +0.200; for as many" in told
     assert "over 6 layers -0.250, over 4 with 1.5 times the data +0.300; on 250 kB" in told
     assert told.endswith("over 6 layers -0.250.")
+
+
+def test_pictures_show_what_the_tables_say(monkeypatch, tmp_path):
+    """Marks at other loops or hops than the axis says; answers that a told model was never asked
+    for; means alone, where the worst and the best seed are shaded."""
+    drawn, shaded, plot = [], [], Axes.plot
+
+    def spy_plot(self, x, y, *args, **kwargs):
+        drawn.append((kwargs.get("label"), *([*map(float, np.atleast_1d(v))] for v in (x, y))))
+        return plot(self, x, y, *args, **kwargs)
+
+    def spy_fill(self, x, low, high, **kwargs):
+        shaded.append((low[-1], high[-1]))
+
+    def run(task, variant, accuracy, **more):
+        return {"task": task, "variant": variant, "frontier": 12, "accuracy": accuracy, **more}
+
+    monkeypatch.setattr(Axes, "plot", spy_plot)
+    monkeypatch.setattr(Axes, "fill_between", spy_fill)
+    by_loops = {f"{L}": [(L + k) / 100 for k in range(11)] for L in (1, 2, 4, 6, 8, 12, 32)}
+    better = {L: [a + 0.2 for a in shares] for L, shares in by_loops.items()}
+    flat = {"0": [0.5] * 11}
+    chains = {
+        "loop": [run("chains", "loop", a, rho=0.5) for a in (by_loops, better)],
+        "flat-flops-told-long": [run("chains", "flat-flops-told-long", flat, frontier=5)],
+    }
+    report.draw_chains(chains, tmp_path / "a.png")
+    loop, told, after_12, after_32 = drawn
+    assert loop[0].startswith("the loop of") and told[1] == [0, 1, 2, 3, 4, 5]
+    assert loop[2] == pytest.approx([22 + k for k in range(11)])
+    assert shaded[0] == pytest.approx((22, 42))
+    assert (after_12[0], after_32[0]) == ("after 12 loops", "after 32 loops")
+    assert after_12[1] == pytest.approx([22, 42]) and after_32[1] == pytest.approx([42, 62])
+
+    drawn.clear()
+    bits = {"1": 3.0, "2": 2.0, "3": 2.5, "4": 2.25, "8": 4.0}
+    text = {
+        "twice": [{"bits_per_byte": bits, "rho": 0.5}],
+        "flat-params": [{"bits_per_byte": {"0": 1.5}}],
+    }
+    for name, (numbers,) in text.items():
+        numbers |= {"task": "text", "variant": name}
+    report.draw_text(text, tmp_path / "b.png")
+    assert [x for _, x, _ in drawn] == [[2.0], [2.0], [1, 2, 3, 4, 8], [1.5], [1.5]]
+    assert drawn[2][2] == [3.0, 2.0, 2.5, 2.25, 4.0]
+
+    drawn.clear()
+    circuits = {"loop": [run("circuits", "loop", by_loops, rho=0.5)]}
+    circuits |= {"flat-slow": [run("circuits", "flat-slow", flat)]}
+    report.draw_circuits(circuits, tmp_path / "c.png")
+    assert [y[0] for _, _, y in drawn] == pytest.approx([1, 2, 4, 6, 8, 12, 50])
+    assert drawn[0][0] == "the loop, 1 loop" and drawn[5][0] == "the loop, 12 loops"
 
 
 def test_results_md_and_readme_are_what_the_program_writes():
@@ -730,7 +923,8 @@ def test_a_dash_where_a_model_was_never_asked():
         numbers = dict(task="chains", accuracy=accuracy, train_flops=1e12, frontier=frontier)
         numbers |= dict(parameters=1, active_parameters=1)
         columns = {f"{k}": report.at_hops(k) for k in (5, 6, 10)}
-        assert report.table({name: [numbers]}, columns).endswith(cells), name
+        runs = [numbers | {"frontier": 12}, numbers]  # the worst decides
+        assert report.table({name: runs}, columns).endswith(cells), name
 
 
 def test_readmes_table_compares_what_was_taught_alike():

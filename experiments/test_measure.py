@@ -59,11 +59,15 @@ def test_diagnostics(kind, halted):
 
 
 def test_looking_inside_under_inference_mode_and_without_experts():
-    """A gain that cannot be asked for where one generates; a load of another dtype if empty."""
+    """A gain that cannot be asked for where one generates, or that counts loads; a load of another
+    dtype if empty."""
     model, tokens = make(num_experts=0), ids(1, 4)
     want = loop_gain(model, tokens, iterations=4, generator=seeded())
     with torch.inference_mode():
         assert loop_gain(model, tokens, iterations=4, generator=seeded()) == want
+    sparse = make().train()
+    loop_gain(sparse, tokens, iterations=4)
+    assert sparse.training and not sparse.recurrent[0].ffn.load.any()
     load = diagnostics(model, tokens, n_loops=2)["expert_load"]
     assert load.shape == (2, 0, 0) and load.dtype == torch.int64
 
@@ -94,7 +98,8 @@ def test_loop_gain_is_the_largest_over_the_batch():
 
 
 def test_loop_gain_without_block_is_rho():
-    """A gain that is not in the units of rho(A), off by a factor or a square; nan once J is 0."""
+    """A gain that is not in the units of rho(A), off by a factor or a square; nan once J is 0; a
+    radius that a negative A does not have."""
     model = make()
     model.loop_norm.weight.data.zero_()  # R = 0
     assert abs(loop_gain(model, ids(1, 4)) / spectral_radius(model) - 1) < 0.01
@@ -103,6 +108,9 @@ def test_loop_gain_without_block_is_rho():
     for p in model.recurrent.parameters():
         p.data.zero_()  # in fp16 their backward overflows on an input of 0
     assert loop_gain(model.half(), ids(1, 4), iterations=4) == 0
+    free = make(spectral_radius_target=None)
+    free.state_update.a.data[3] = -2.0
+    assert spectral_radius(free) == pytest.approx(2 - 0.475)
 
 
 def test_counts_agree_with_deepseek_v3():

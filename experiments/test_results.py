@@ -30,12 +30,13 @@ LEADS = {  # whose lead it is, what is compared, and the column
     "text": ("twice", "bits saved", "bits that the loop saves"),
     "layers": ("flat-three", "bits per byte", "bits saved over `flat-three`"),
     "experts": ("twice", "bits saved", "bits that the loop saves"),
-    "few-bytes": ("twice twice-short", "bits saved", "bits that the loop saves"),
+    "few-bytes": ("twice twice-short twice-shorter", "bits saved", "bits that the loop saves"),
     "rates": ("", "", ""),
     "stack-rates": ("", "", ""),
 }
 CUPS = {"three": 3}  # a test of its own
-SHORT = {"twice-short": 500, "flat-short": 500}  # steps: compared with one another
+# Steps: compared with one another.
+SHORT = {"twice-short": 500, "flat-short": 500, "twice-shorter": 250, "flat-shorter": 250}
 UNTIED = "untied-deep-long"
 OWN_LOOP = "act", UNTIED  # which no table about the loop itself is about
 # Student's t, two-sided 95%, by the number of seeds.

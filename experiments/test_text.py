@@ -96,14 +96,35 @@ def test_hidden_files_are_no_text_and_few_files_are_cut_into_pieces(tmp_path):
     assert Text(tmp_path).test == b"".join(held_out)
 
 
+def test_the_librarys_tests_are_no_text(tmp_path, monkeypatch):
+    """Bytes that repeat each other, or what pip installed; or a user's folder of that name left
+    out."""
+    for folder in ("test", "lib", "lib/site-packages"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.py").write_text(f"{folder};")
+    monkeypatch.setattr(text.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    assert b"".join(text.read_pieces(None)) == b"lib;"
+    assert b"".join(text.read_pieces(tmp_path)) == b"lib/site-packages;lib;test;"
+
+
 def test_text_of_an_untrained_uniform_model_costs_eight_bits(small, tmp_path):
-    """Nats called bits, and a mean over the wrong number of bytes."""
+    """Nats called bits, and a mean over the wrong number of bytes; bits of other loops than the row
+    says; a byte between two windows that is never scored; a checksum of the test alone."""
     (tmp_path / "a").write_bytes(bytes(range(256)) * 20)
     task = Text(tmp_path / "a")
     model = RecurrentDepthTransformer(task.config("gqa")).eval()
     model.head.weight.data.zero_()
     bits = task.evaluate(model)["bits_per_byte"]
     assert all(math.isclose(b, 8.0, rel_tol=1e-5) for b in bits.values())
+    model.init_weights()
+    windows = task.test_set()
+    for L, b in task.measure(model, [1, 3]).items():
+        _, loss = model(windows[:, :-1], windows[:, 1:], n_loops=L)
+        assert math.isclose(b, loss.item() / math.log(2), rel_tol=1e-4)
+    assert torch.equal(windows[1:, 0], windows[:-1, -1])
+    (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[:-1] + b"!")
+    other = Text(tmp_path / "b")
+    assert other.test == task.test and other.data_crc != task.data_crc
 
 
 def test_text_default_is_the_standard_library_with_whole_files_held_out():

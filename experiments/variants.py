@@ -3,7 +3,7 @@
 shell game.
 
 A variant is a config's fields, a task and a model. All get the same seeds and batch size; those
-taught alike get equally many steps, unless the name ends in "long" or "short".
+taught alike get equally many steps, unless the name ends in "long", "short" or "shorter".
 """
 
 import itertools
@@ -384,6 +384,14 @@ class ShortFlatFewBytes(FlatFewBytes):
     steps = ShortFewBytes.steps
 
 
+class ShorterFewBytes(FewBytes):
+    steps = FewBytes.steps // 4
+
+
+class ShorterFlatFewBytes(FlatFewBytes):
+    steps = ShorterFewBytes.steps
+
+
 class NoInjection(RecurrentDepthTransformer):
     """B = 0: e enters through R(h, e) alone."""
 
@@ -544,6 +552,10 @@ VARIANTS = {
         "flat-flops": Variant("6 layers, same FLOPs as two loops", flat_text(6), FlatFewBytes),
         "twice-short": Variant("always two loops, half of the steps", task=ShortFewBytes),
         "flat-short": Variant("6 layers, half of the steps", flat_text(6), ShortFlatFewBytes),
+        "twice-shorter": Variant("always two loops, a quarter of the steps", task=ShorterFewBytes),
+        "flat-shorter": Variant(
+            "6 layers, a quarter of the steps", flat_text(6), ShorterFlatFewBytes
+        ),
     },
 }
 # Of text: a loop, and the arms over which it may save bits.
@@ -553,6 +565,7 @@ SAVED_OVER = {
     "few-bytes": {
         "twice": ["one-loop", "flat-params", "flat-flops"],
         "twice-short": ["flat-short"],
+        "twice-shorter": ["flat-shorter"],
     },
 }
 
