@@ -76,12 +76,12 @@ def test_a_circuit_is_asked_as_in_training(monkeypatch):
         return dict.fromkeys(loops, logits), torch.full(tokens.shape, 7)
 
     monkeypatch.setattr(ask, "logits_per_loop", answer)
-    said = ask.ask_circuit(tiny_model(), "a=1 b=1 c=a^b d=a!&b", 2, 0.05).splitlines()
+    said = ask.ask_circuit(tiny_model(), "a=1 b=1 c=a^b d=a!&c", 2, 0.05).splitlines()
     value, depth = compute(seen[0], 16)
-    assert [value[i] for i in range(12, 16)] == [1, 1, 0, 0] and depth[15] == 1
+    assert [value[i] for i in range(12, 16)] == [1, 1, 0, 1] and depth[15] == 2
     assert said[0].split() == ["variable", "a", "b", "c", "d"]
     assert said[1].split()[-4:] == ["12", "13", "14", "15"]  # each place names its own variable
-    assert said[-1].split()[-4:] == ["1", "1", "0", "0"] and len(said) == 6
+    assert said[-1].split()[-4:] == ["1", "1", "0", "1"] and len(said) == 6
 
 
 def test_a_trained_model_answers(small, tmp_path, capsys):  # noqa: F811

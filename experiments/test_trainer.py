@@ -344,7 +344,7 @@ def test_training_uses_its_settings(small, monkeypatch, tmp_path):
     torch.manual_seed(0)
     task, rates, norms, truncations = train_tiny.Chains(), [], [], []
     told, heard = [], []
-    model = RecurrentDepthTransformer(task.config("mla"))
+    model = RecurrentDepthTransformer(task.config("mla")).eval()
     model.head.weight.data.mul_(30)  # gradients that need clipping
     step, forward = train_tiny.Muon.step, model.forward
 
