@@ -36,7 +36,8 @@ LEADS = {  # whose lead it is, what is compared, and the column
 }
 CUPS = {"three": 3}  # a test of its own
 # Steps: compared with one another.
-SHORT = {"twice-short": 500, "flat-short": 500, "twice-shorter": 250, "flat-shorter": 250}
+SHORT = {"twice-short": 500, "one-loop-short": 500, "flat-params-short": 500, "flat-short": 500}
+SHORT |= {"twice-shorter": 250, "flat-shorter": 250}
 UNTIED = "untied-deep-long"
 OWN_LOOP = "act", UNTIED  # which no table about the loop itself is about
 # Student's t, two-sided 95%, by the number of seeds.

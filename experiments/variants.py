@@ -380,6 +380,10 @@ class ShortFewBytes(FewBytes):
     steps = FewBytes.steps // 2
 
 
+class ShortOneLoopFewBytes(OneLoopFewBytes):
+    steps = ShortFewBytes.steps
+
+
 class ShortFlatFewBytes(FlatFewBytes):
     steps = ShortFewBytes.steps
 
@@ -551,6 +555,10 @@ VARIANTS = {
         "flat-params": Variant("4 layers, same parameters", flat_text(4), FlatFewBytes),
         "flat-flops": Variant("6 layers, same FLOPs as two loops", flat_text(6), FlatFewBytes),
         "twice-short": Variant("always two loops, half of the steps", task=ShortFewBytes),
+        "one-loop-short": Variant("one loop, half of the steps", task=ShortOneLoopFewBytes),
+        "flat-params-short": Variant(
+            "4 layers, half of the steps", flat_text(4), ShortFlatFewBytes
+        ),
         "flat-short": Variant("6 layers, half of the steps", flat_text(6), ShortFlatFewBytes),
         "twice-shorter": Variant("always two loops, a quarter of the steps", task=ShorterFewBytes),
         "flat-shorter": Variant(
@@ -564,7 +572,7 @@ SAVED_OVER = {
     "experts": {"twice": ["one-loop"]},
     "few-bytes": {
         "twice": ["one-loop", "flat-params", "flat-flops"],
-        "twice-short": ["flat-short"],
+        "twice-short": ["one-loop-short", "flat-params-short", "flat-short"],
         "twice-shorter": ["flat-shorter"],
     },
 }
