@@ -181,6 +181,14 @@ def measure_text(model: RecurrentDepthTransformer, task: variants.ManyBytes) -> 
     return {"bits_per_byte": bits, "halting": halting} | dynamics(model, windows[:2, :-1])
 
 
+@torch.no_grad()
+def measure_bits(model: RecurrentDepthTransformer, task: variants.TwiceText) -> dict:
+    """Bits per byte at the loops of its training; with a loop also how it moves."""
+    n_loops = task.n_loops if model.recurrent else 0
+    bits = {"bits_per_byte": task.measure(model, [n_loops])}
+    return bits | dynamics(model, task.test_set()[:2, :-1]) if n_loops > 1 else bits
+
+
 def measure_by_difficulty(model: RecurrentDepthTransformer, task: Chains) -> dict:
     """Accuracy by hops or depth, for each loop count; of a loop also how it halts, and moves."""
     if not model.recurrent:
@@ -197,7 +205,8 @@ MEASURES = {
     "circuits": measure_by_difficulty,
     "shells": measure_by_difficulty,
     "stack-rates": measure_by_difficulty,
-    **dict.fromkeys(("text", "layers", "experts", "few-bytes", "rates"), measure_text),
+    "text": measure_text,
+    **dict.fromkeys(("layers", "experts", "few-bytes", "rates"), measure_bits),
 }
 
 

@@ -512,7 +512,8 @@ def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs, few: R
         "* **Language.** Bits per byte of Python's library that two loops save (a minus: lose): "
         f"over one {saved['one-loop']}; over 4 layers, as many parameters, {saved['flat-params']}; "
         f"for as many FLOPs, over 6 layers {saved['flat-flops']}, over 4 with 1.5 times the data "
-        f"{saved['flat-long']}; on 250 kB, read 16 times, over 6 layers {poor['flat-flops']}.",
+        f"{saved['flat-long']}. On 250 kB, read 8 times: over one {poor['one-loop-short']}, over 6 "
+        f"layers {poor['flat-short']}.",
     )
     whole = (point.replace(" ± ", "\u00a0±\u00a0") for point in points)  # a line breaks no interval
     lines = "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in whole)
@@ -613,9 +614,9 @@ def few_bytes_sections(found: Runs) -> list[Section]:
     task = variants.FewBytes
     size = task.pieces * task.piece
     times = task.steps * task.batch_size * task.context / size
-    given = f", dense layers; {size:,} bytes, each read {times:.0f} times on average."
-    note = ". All need far more bits than with fresh bytes (above): presumably they overfit; none "
-    note += "was stopped early"
+    given = f", dense layers; {size:,} bytes, each read {times:.0f} times on average (`-short`: "
+    given += f"{times / 2:.0f} times, in half of the steps, `-shorter`: {times / 4:.0f})."
+    note = ". An arm that needs more bits after more steps overfits"
     return saved_section("few-bytes", "Text: little data", given, found, note)
 
 

@@ -585,6 +585,20 @@ def test_texts_halting_is_measured_in_bits_and_against_surprise(monkeypatch):
         })  # fmt: skip
 
 
+def test_bits_are_measured_at_the_loops_of_training(monkeypatch):
+    """A loop judged after one loop, a stack that is asked to loop."""
+    monkeypatch.setattr(compare, "dynamics", lambda *_: {"rho": 0.5})
+    measured = lambda model, loops: {L: L / 10 for L in loops}  # noqa: E731
+    for name, n_loops, found in (
+        ("twice", 2, {"bits_per_byte": {2: 0.2}, "rho": 0.5}),
+        ("one-loop", 1, {"bits_per_byte": {1: 0.1}}),
+        ("flat-params", 0, {"bits_per_byte": {0: 0.0}}),
+    ):
+        test = lambda: torch.zeros(2, 9)  # noqa: E731
+        task = SimpleNamespace(n_loops=n_loops, measure=measured, test_set=test)
+        assert compare.measure_bits(build(name, "text"), task) == found
+
+
 def test_a_task_halts_at_its_own_threshold():
     """Circuits that halt like chains."""
     asked = []
@@ -801,6 +815,8 @@ def test_bits_saved_are_those_of_two_loops():
     shells = {"loop": [loop], "coda": [worse, loop], "flat-told": [{"frontier": 4}]}
     chains = {"loop": [loop], "flat-slow": [plain], "flat-flops-told-long": [worse]}
     few = {name: [n | {"task": "few-bytes"} for n in runs] for name, runs in found.items()}
+    few |= {"twice-short": few["twice"], "flat-short": few["flat-flops"]}
+    few |= {"one-loop-short": few["one-loop"]}
     told = report.readme_points(chains, circuits, shells, found, few)
     told = " ".join(told.split())
     assert "little more (at 6: 50.0%; told T: 37.5%)" in told
@@ -812,8 +828,8 @@ def test_bits_saved_are_those_of_two_loops():
     )
     assert "Chains: 75.0% (best fixed count: 62.5%); circuits: 75.0% (62.5%)." in told
     assert "over one +0.250; over 4 layers, as many parameters, +0.200; for as many" in told
-    assert "over 6 layers -0.250, over 4 with 1.5 times the data +0.300; on 250 kB" in told
-    assert told.endswith("over 6 layers -0.250.")
+    assert "over 6 layers -0.250, over 4 with 1.5 times the data +0.300. On 250 kB" in told
+    assert told.endswith("8 times: over one +0.250, over 6 layers -0.250.")
 
 
 def test_pictures_show_what_the_tables_say(monkeypatch, tmp_path):

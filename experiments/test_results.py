@@ -111,9 +111,12 @@ def halting(run):
 def bits(run, looped):
     """Catches a model without a loop, or of one, that has more than one answer."""
     by_loops = run["bits_per_byte"]
-    (first,) = [by_loops["1"]] if looped else by_loops.values()
+    first = by_loops.get("1")  # of some loops only the answer after two is kept
+    if not looped:
+        (first,) = by_loops.values()
     own = by_loops.get("3" if run.get("variant") == "thrice" else "2", first)  # as in training
-    values = {"1 loop, or none": first, "1 loop": first, "bits saved": -own, "bits per byte": own}
+    values = {"bits saved": -own, "bits per byte": own}
+    values |= {"1 loop, or none": first, "1 loop": first} if first else {}
     if looped:
         values |= {f"{L} loops": value for L, value in by_loops.items()}
         values["most apart from 2 loops on"] = np.ptp([by_loops[L] for L in by_loops if L != "1"])
