@@ -186,8 +186,7 @@ def readme_summary(found: Runs) -> str:
     """The loop and its strongest opponents. found: what `load_results` has of the chains."""
 
     def at_last_halted(name: str, runs: list[dict]) -> str:
-        untied = VARIANTS["chains"][name].model is variants.Untied
-        asked = runs if has_loop(runs) and not untied else []
+        asked = runs if loops_freely(name, runs) else []  # ACT, whose loops are free, hardly halts
         return spread([100 * n["halting"]["accuracy"][LAST] for n in asked])
 
     columns: dict[str, Column] = {"supervision": lambda name, runs: supervision(name)}
@@ -219,10 +218,11 @@ class Section(NamedTuple):
     table: str
     note: str = ""  # holds whatever the numbers are: it has none of its own
     picture: str = ""  # what it shows; its file is named after the task
+    only: str = "VARIANT"  # which of its rows can be trained again
 
     def page(self, kind: str) -> str:
         picture = self.picture and f"![{self.picture}](compare-{kind}.png)"
-        again = f"`python -m experiments.compare --task {kind} --only VARIANT --results FOLDER`"
+        again = f"`python -m experiments.compare --task {kind} --only {self.only} --results FOLDER`"
         again = f"To run a row again: {again}" if kind and self.given != AS_ABOVE else ""
         parts = [f"### {self.title}", self.given, again, picture, self.table, self.note]
         return "\n\n".join(part for part in parts if part)
@@ -233,9 +233,10 @@ GIVEN = (
     f"{Ends.steps} steps; its curriculum asks for a hop more once 90% of the farthest queries are "
     "answered. To the others: edges and the answer after every hop, none more than 5 hops away (an "
     f"arm `-deep`: 10), and how many hops are asked for, in {Chains.steps} steps; to those with a "
-    "loop also noise on the state, unless the name says no. To an arm `-long`: more steps, as many "
-    "as its row says. With one seed, all that are taught alike get the same batches until their "
-    "curricula part."
+    "loop also noise on the state, unless the name says no. In the test a stack that is told T is "
+    "told how far each query's end is; a loop gets as many loops for all. To an arm `-long`: more "
+    "steps, as many as its row says. With one seed, all that are taught alike get the same batches "
+    "until their curricula part."
 )
 AS_ABOVE = "Given to each arm as above."
 
@@ -248,7 +249,13 @@ def chains_sections(found: Runs) -> list[Section]:
         return over(lambda n: 100 * n["halting"][key])
 
     def further(key: str) -> Column:
-        return over(lambda n: 100 * n["further"][key])
+        """A dash on rings for those that were never taught that a loop is a hop."""
+
+        def column(name: str, runs: list[dict]) -> str:
+            asked = runs if "ring" not in key or supervision(name) == "every hop" else []
+            return spread([100 * n["further"][key] for n in asked])
+
+        return column
 
     what: dict[str, Column] = {
         "what differs": lambda name, runs: VARIANTS["chains"][name].what,
@@ -293,7 +300,9 @@ def chains_sections(found: Runs) -> list[Section]:
             "With a loop and without",
             GIVEN,
             readme_summary(found),
-            "The lead is that of the loop with the same supervision, in points, paired by seed.",
+            "The lead: by how many points the loop with the same supervision is ahead of this "
+            "model, paired by seed. Untied blocks are read after as many as their curriculum came "
+            "to.",
             "Left: accuracy by hops, with and without a loop. Right: the loop, with changes.",
         ),
         Section(
@@ -331,7 +340,7 @@ def chains_sections(found: Runs) -> list[Section]:
         Section(
             "Rings whose edges may halt",
             AS_ABOVE,
-            table(loops, resting),
+            table({n: runs for n, runs in loops.items() if supervision(n) != "ends"}, resting),
             "The queries walk on. Resting edges keep them on the right way for longer.",
         ),
         Section(
@@ -342,6 +351,7 @@ def chains_sections(found: Runs) -> list[Section]:
             "The share of all nodes for which, after so many loops, the answer is the node as many "
             "hops further on. Star: all point at one end. Forest: three trees. Random function: "
             "each node points anywhere.",
+            only="loop",
         ),
         Section(
             "How the state moves",
@@ -476,8 +486,12 @@ def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs, few: R
     def percent(runs: list[dict], measure: Callable[[dict], float]) -> str:
         return spread([100 * measure(n) for n in runs])
 
-    def halting(runs: list[dict], best: str) -> str:
-        return f"{spread([*map(halted, runs)])}% ({best}{spread([*map(fixed, runs)])}%)"
+    def halting(runs: list[dict]) -> str:
+        loops = spread([mean(n["halting"]["loops"]) for n in runs])
+        return f"{spread([*map(halted, runs)])}% in {loops}"
+
+    def at_test_loops(numbers: dict) -> float:
+        return mean(accuracy_at(numbers, Circuits.test_loops))
 
     def a_hop_more(name: str) -> str:
         return percent(chains[name], lambda n: accuracy_at(n, Chains.test_loops)[NEAR + 1])
@@ -490,30 +504,30 @@ def readme_points(chains: Runs, circuits: Runs, shells: Runs, text: Runs, few: R
         )
         return f"{near} / {far}%"
 
-    cups = {name: percent(shells[name], at_last) for name in ("loop", "coda")}
-    worst = 100 * min(map(at_last, shells["coda"]))
+    cups, coda = percent(shells["loop"], at_last), [100 * at_last(n) for n in shells["coda"]]
     learned = spread([n["frontier"] for n in shells["flat-told"]])
     saved = {name: saved_by_looping("text", text)(name, runs) for name, runs in text.items()}
     poor = {name: saved_by_looping("few-bytes", few)(name, runs) for name, runs in few.items()}
     points = (
         "* **Reach.** Trained on at most 5 hops, the loop answers at 10; 14 layers learn 5 and "
         f"little more (at 6: {a_hop_more('flat-slow')}%; told T: "
-        f"{a_hop_more('flat-flops-told-long')}%). Taught every hop, it walks unseen trees; on "
-        "rings it errs more each hop.",
-        "* **Not only walks.** Boolean circuits (`python -m experiments.circuits`), 5 gates deep "
-        f"in training, depth untold. Right at depth {NEAR} / {LAST}: the loop {both('loop')}; 3 "
-        f"layers, as many parameters, {both('flat-params')}; 14, as many FLOPs, "
-        f"{both('flat-slow')}; the likelier value {100 * likelier_value(NEAR):.0f} / "
-        f"{likelier_value(LAST):.0%}. Five cups, swapped 10 times after 5 in training: "
-        f"{cups['loop']}%, with a coda {cups['coda']}% (worst seed {worst:.1f}); 13 layers told T "
-        f"learn {learned} swaps.",
-        f"* **Halting needs no head.** Chains: {halting(chains['loop'], 'best fixed count: ')}; "
-        f"circuits: {halting(circuits['loop'], '')}.",
-        "* **Language.** Bits per byte of Python's library that two loops save (a minus: lose): "
-        f"over one {saved['one-loop']}; over 4 layers, as many parameters, {saved['flat-params']}; "
-        f"for as many FLOPs, over 6 layers {saved['flat-flops']}, over 4 with 1.5 times the data "
-        f"{saved['flat-long']}. On 250 kB, read 8 times: over one {poor['one-loop-short']}, over 6 "
-        f"layers {poor['flat-short']}.",
+        f"{a_hop_more('flat-flops-told-long')}%). Taught every hop, it walks trees that it never "
+        "saw; on rings its errors add up.",
+        "* **Not only walks.** Boolean circuits, taught 5 gates deep, depth never told. Right at "
+        f"{NEAR} / {LAST}: the loop {both('loop')}; 14 layers, as many FLOPs, "
+        f"{both('flat-slow')}; the commoner value {100 * likelier_value(NEAR):.0f} / "
+        f"{likelier_value(LAST):.0%}. A ball under five cups, 10 swaps, taught 5: "
+        f"{cups}%, with a coda {min(coda):.1f} to {max(coda):.1f}%; 13 layers told T learn "
+        f"{learned}.",
+        f"* **Halting needs no head.** Chains: {halting(chains['loop'])} loops (best fixed count: "
+        f"{spread([*map(fixed, chains['loop'])])}%). It saves no loops on circuits "
+        f"({halting(circuits['loop'])}; all {Circuits.test_loops}: "
+        f"{percent(circuits['loop'], at_test_loops)}%) or text.",
+        "* **Language.** Bits per byte of Python's library that always taking two loops saves (a "
+        f"minus: loses): over one {saved['one-loop']}; over 4 layers, as many parameters, "
+        f"{saved['flat-params']}; for as many FLOPs, over 6 layers {saved['flat-flops']}, over 4 "
+        f"with 1.5 times the data {saved['flat-long']}. On 250 kB, read 8 times: over 4 "
+        f"{poor['flat-params-short']}, over 6 {poor['flat-short']}.",
     )
     whole = (point.replace(" ± ", "\u00a0±\u00a0") for point in points)  # a line breaks no interval
     lines = "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in whole)
@@ -542,7 +556,8 @@ def text_sections(found: Runs) -> list[Section]:
     rows, columns = [], (("bits_per_byte", ".3f"), ("loops", ".1f"))
     columns += (("correlation with surprise", ".2f"),)
     for name, runs in found.items():
-        for threshold in runs[0].get("halting", {}) if has_loop(runs) else ():
+        random = VARIANTS["text"][name].task.n_loops is None  # else many loops were never trained
+        for threshold in runs[0].get("halting", {}) if random else ():
             halting = [n["halting"][threshold] for n in runs]
             cells = [spread([h[k] for h in halting if k in h], form) for k, form in columns]
             rows.append([name, threshold, *cells])
@@ -584,9 +599,7 @@ def stack_rates_sections(found: Runs) -> list[Section]:
     )
     given += "on seed 5, which only tables of rates have. Of circuits: depth instead of hops."
     columns = what_differs("stack-rates") | quality
-    return [
-        Section("Stacks: learning rates", given, table(found, columns), "One is the loop's own.")
-    ]
+    return [Section("Stacks: learning rates", given, table(found, columns), "The loop's is one.")]
 
 
 def saved_section(kind: str, title: str, given: str, found: Runs, note: str) -> list[Section]:
@@ -677,7 +690,8 @@ def trainer_sections(results: Path) -> list[Section]:
             bits = [f"{n['bits_per_byte'][str(L)]:.3f}" for L in Text.test_loops]
             (_, apart, _, _), verdict = n["checks"][1], "PASS" if n["passed"] else "FAIL"
             rows.append([f"{n['seed']}", *bits, f"{apart:.3f}", verdict, f"{n['seconds']:.0f}"])
-        given = "Given: the next byte; a random number of loops in each step."
+        given = "Given: the next byte; a random number of loops in each step. Scored are 150,000 "
+        given += "bytes; in the tables below 1,000,000."
         others = [f"{name} {bits:.3f}" for name, bits in runs[0]["compressors"].items()]
         made = f"Bits per byte. Compressors on the same bytes: {'; '.join(others)}."
         rows = markdown([*head, "most apart from 2 loops on", "verdict", "seconds"], rows)
@@ -727,7 +741,7 @@ def draw_chains(found: Runs, path: Path) -> None:
             label = f"after {loops} loops" if row == 0 else None
             right.plot(points, [row] * len(points), mark, label=label, alpha=0.8)
     right.set_yticks(range(len(names)), [VARIANTS["chains"][name].what for name in names])
-    right.set(xlabel=f"accuracy at {LAST} hops (%), one mark per seed", xlim=(-2, 102))
+    right.set(xlabel=f"accuracy at {LAST} hops (%), one mark per seed")
     right.set_title("The loop, with changes")
     if names:
         right.legend(loc="center left")
@@ -800,9 +814,8 @@ INTRODUCTION = f"""# Results
 Written by `python -m experiments.compare --report` from the JSON files in [results](results); a
 test compares. Accuracy in %: the mean of the seeds ± half of its 95% t interval; after
 {Chains.test_loops} loops where nothing else is said. *reach*: the hop count up to which accuracy
-stays at 90% or more (the test ends at {LAST}). A dash: the model was never asked, or, of seconds, a
-finished training was only measured. Without ± all seeds agree, or there is one. A stack is a
-transformer without a loop."""
+stays at 90% or more (the test ends at {LAST}). A dash: does not apply, or was not
+measured. No ±: all seeds agree, or there is only one. A stack is a transformer without a loop."""
 
 
 def results_text(results: Path) -> str:

@@ -808,7 +808,8 @@ def test_bits_saved_are_those_of_two_loops():
     (section,) = report.layers_sections(layers)
     ends = [row.split(" | ")[-2:] for row in section.table.splitlines()[2:]]
     assert ends == [["1.750", "– |"], ["1.500", "+0.250 |"], ["2.000", "-0.250 |"]]
-    loop = {"halting": {"accuracy": [0.5, 1.0]}, "accuracy": {"12": [0.625] * 11, "2": [0.25] * 11}}
+    loop = {"halting": {"accuracy": [0.5, 1.0], "loops": [2.0, 4.0]}}
+    loop |= {"accuracy": {"12": [0.625] * 11, "2": [0.25] * 11}}
     plain, worse = {"accuracy": {"0": [0.5] * 11}}, {"accuracy": {"12": [0.375] * 11}}
     deeper = {"accuracy": {"12": [0.375] * 10 + [0.125]}}
     circuits = {"loop": [loop], "flat-params": [plain], "flat-slow": [deeper]}
@@ -816,20 +817,17 @@ def test_bits_saved_are_those_of_two_loops():
     chains = {"loop": [loop], "flat-slow": [plain], "flat-flops-told-long": [worse]}
     few = {name: [n | {"task": "few-bytes"} for n in runs] for name, runs in found.items()}
     few |= {"twice-short": few["twice"], "flat-short": few["flat-flops"]}
-    few |= {"one-loop-short": few["one-loop"]}
+    few |= {"flat-params-short": few["flat-params"]}
     told = report.readme_points(chains, circuits, shells, found, few)
     told = " ".join(told.split())
     assert "little more (at 6: 50.0%; told T: 37.5%)" in told
-    assert "depth 5 / 10: the loop 62.5 / 62.5%; 3 layers, as many parameters, 50.0 / 50.0%" in told
-    assert "FLOPs, 37.5 / 12.5%;" in told
-    assert (
-        "62.5%, with a coda 50.0 ± 158.8% (worst seed 37.5); 13 layers told T learn 4.0 swaps."
-        in told
-    )
-    assert "Chains: 75.0% (best fixed count: 62.5%); circuits: 75.0% (62.5%)." in told
+    assert "Right at 5 / 10: the loop 62.5 / 62.5%; 14 layers, as many FLOPs, 37.5 / 12.5%;" in told
+    assert "62.5%, with a coda 37.5 to 62.5%; 13 layers told T learn 4.0." in told
+    assert "Chains: 75.0% in 3.0 loops (best fixed count: 62.5%)." in told
+    assert "circuits (75.0% in 3.0; all 12: 62.5%) or text." in told
     assert "over one +0.250; over 4 layers, as many parameters, +0.200; for as many" in told
     assert "over 6 layers -0.250, over 4 with 1.5 times the data +0.300. On 250 kB" in told
-    assert told.endswith("8 times: over one +0.250, over 6 layers -0.250.")
+    assert told.endswith("8 times: over 4 +0.200, over 6 -0.250.")
 
 
 def test_pictures_show_what_the_tables_say(monkeypatch, tmp_path):

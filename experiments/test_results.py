@@ -132,8 +132,9 @@ def said(run):
         values |= halting(run)
     if run.get("variant") in OWN_LOOP:
         shown = {f"{k} hops" for k in range(11)} | {"worst of 0–5 hops", "reach"}
-        more = set() if run["variant"] == UNTIED else {"10 hops, halting"}
-        values = {key: values[key] for key in shown | more}
+        values = {key: values[key] for key in shown}
+    if run.get("variant") == "ends":  # never taught that a loop is a hop: rings ask it nothing
+        values = {key: value for key, value in values.items() if "ring" not in key}
     if "variant" in run:
         values["curriculum's end"] = run["frontier"]
         values["parameters (active)"] = f"{run['parameters']:,}"
@@ -187,7 +188,9 @@ def recompute(supervision):
             for shape, shares in run.get("shapes", {}).items() if name == "loop" else ():
                 shares = {f"{L} loops": 100 * share for L, share in shares.items()}
                 pages["Other shapes"][shape,].append(shares)
-            for below, stop in run.get("halting", {}).items() if kind == "text" else ():
+            for below, stop in (
+                run.get("halting", {}).items() if kind == "text" and name == "loop" else ()
+            ):
                 stop |= {"bits per byte": stop["bits_per_byte"], "mean loops": stop["loops"]}
                 pages["Text: halting"][name, below].append(stop)
     return pages

@@ -502,11 +502,11 @@ VARIANTS = {
             "14 layers, told how many hops, twice the steps", SAME_FLOPS, ToldHops
         ),
         "untied-deep-long": Variant(
-            "12 untied blocks, no noise, trained to 10 hops, three times the steps",
+            "12 untied blocks, no noise, asked up to 10 hops, three times the steps",
             task=DeepChains,
             model=Untied,
         ),
-        "act": Variant("ACT: a weighted sum of all states", model=WeightedOutput),
+        "act": Variant("ACT, loops free: a weighted sum of all states", model=WeightedOutput),
         "no-injection": Variant("B = 0", model=NoInjection),
         "free-a": Variant("A unconstrained", dict(spectral_radius_target=None)),
     },
