@@ -818,15 +818,15 @@ def test_bits_saved_are_those_of_two_loops():
     few = {name: [n | {"task": "few-bytes"} for n in runs] for name, runs in found.items()}
     few |= {"twice-short": few["twice"], "flat-short": few["flat-flops"]}
     few |= {"flat-params-short": few["flat-params"]}
-    told = report.readme_points(chains, circuits, shells, found, few)
+    told = report.readme_points(chains, circuits, shells, found, layers, few)
     told = " ".join(told.split())
     assert "little more (at 6: 50.0%; told T: 37.5%)" in told
     assert "Right at 5 / 10: the loop 62.5 / 62.5%; 14 layers, as many FLOPs, 37.5 / 12.5%;" in told
     assert "62.5%, with a coda 37.5 to 62.5%; 13 layers told T learn 4.0." in told
     assert "Chains: 75.0% in 3.0 loops (best fixed count: 62.5%)." in told
     assert "circuits (75.0% in 3.0; all 12: 62.5%) or text." in told
-    assert "over one +0.250; over 4 layers, as many parameters, +0.200; for as many" in told
-    assert "over 6 layers -0.250, over 4 with 1.5 times the data +0.300. On 250 kB" in told
+    assert "over once +0.250; over 4 plain layers +0.200; over 6, as many FLOPs, -0.250." in told
+    assert "All of 3 layers twice: over 3 plain ones -0.250. On 250 kB" in told
     assert told.endswith("8 times: over 4 +0.200, over 6 -0.250.")
 
 
