@@ -526,7 +526,7 @@ def readme_points(
         f"({halting(circuits['loop'])}; all {Circuits.test_loops}: "
         f"{percent(circuits['loop'], at_test_loops)}%) or text.",
         "* **Language.** Bits per byte of Python's library that taking 2 of 4 layers twice saves "
-        f"(a minus: loses): over once {saved['one-loop']}; over 4 plain layers "
+        f"(minus: loses): over one loop {saved['one-loop']}; over 4 plain layers "
         f"{saved['flat-params']}; over 6, as many FLOPs, {saved['flat-flops']}. All of 3 layers "
         f"twice: over 3 plain ones {saved_over_three(layers)('all', layers['all'])}. On 250 kB, "
         f"read 8 times: over 4 {poor['flat-params-short']}, over 6 {poor['flat-short']}.",

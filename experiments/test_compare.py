@@ -826,7 +826,9 @@ def test_bits_saved_are_those_of_two_loops():
     assert "62.5%, with a coda 37.5 to 62.5%; 13 layers told T learn 4.0." in told
     assert "Chains: 75.0% in 3.0 loops (best fixed count: 62.5%)." in told
     assert "circuits (75.0% in 3.0; all 12: 62.5%) or text." in told
-    assert "over once +0.250; over 4 plain layers +0.200; over 6, as many FLOPs, -0.250." in told
+    assert (
+        "over one loop +0.250; over 4 plain layers +0.200; over 6, as many FLOPs, -0.250." in told
+    )
     assert "All of 3 layers twice: over 3 plain ones -0.250. On 250 kB" in told
     assert told.endswith("8 times: over 4 +0.200, over 6 -0.250.")
 
