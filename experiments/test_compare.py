@@ -149,6 +149,7 @@ def test_interrupted_variant_goes_on_from_its_checkpoint(small, tmp_path, monkey
         return ["loop", 0, tmp_path / name, tmp_path / f"{name}-runs", 12]
 
     monkeypatch.setattr(train_tiny, "SAVE_EVERY", 10)
+    monkeypatch.setattr(train_tiny.Chains, "frontier", 3)  # else each step has one loop
     compare.run("chains", *flags("whole"))
     real, calls = train_tiny.Chains.learned, []
 
@@ -173,6 +174,7 @@ def test_interrupted_variant_goes_on_from_its_checkpoint(small, tmp_path, monkey
     task = train_tiny.Chains()
     model = RecurrentDepthTransformer(task.config("mla"))
     saved = train_tiny.load_checkpoint(tmp_path / "whole-runs" / "chains" / "loop-seed0.pt")
+    assert saved["loops"] > 12
     assert whole["train_flops"] == compare.training_flops(model, task, 12, saved["loops"])
     assert whole["active_parameters"] == num_params(model, active=True) < whole["parameters"]
 
