@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Does Mythos work on this GPU, and how fast is it there?
 
-    python -m experiments.gpu                   about 6 minutes on an H200
+    python -m experiments.gpu                   6 to 10 minutes on an H200
     python -m experiments.gpu --only training   one part; the others are kept
 
 The tests of the model on the GPU; the toy and the text task up to their verdicts; training in bf16,
@@ -301,8 +301,9 @@ def how_to_read() -> str:
 Training is in bf16 where autocast puts it, with fp32 weights; a step is forward, backward, fused
 AdamW and the router's bias, on one batch of random tokens. Its FLOPs are 3 times the forward's, as
 usual, and are compared with one large bf16 product on the same card. That product's own rate
-differed by 7% between runs on cards of one kind, the large models' tokens/s by about 1%, the toy's,
-which wait for Python, by a fifth.
+differed by 7% between runs on cards of one kind, the large models' tokens/s by about 1%, and
+whatever waits for Python (the toy, eager decoding, a loop over experts) by up to a factor of two,
+with the CPU beside the card.
 {LARGE} has {layers} + {config.coda_layers} layers.
 Decoding is one step for {bench.DECODE_BATCH} sequences, in bf16. A CUDA graph fits one length only,
 and shows what is left without Python's calls and without the check of ids, which waits for the GPU.

@@ -593,7 +593,7 @@ def at_rates(kind: str, name: str, *rates: float) -> dict[str, Variant]:
 VARIANTS["stack-rates"] = (
     at_rates("chains", "flat-flops", 0.25, 0.5, 1, 2)
     | at_rates("chains", "flat-flops-told-long", 0.5, 1, 2)
-    | at_rates("circuits", "flat-flops", 0.5, 1)
+    | at_rates("circuits", "flat-flops", 0.25, 0.5, 1)
     | at_rates("shells", "flat-told", 0.5, 1)
 )
 VARIANTS["rates"] = {}
