@@ -189,7 +189,10 @@ def readme_summary(found: Runs) -> str:
         asked = runs if loops_freely(name, runs) else []  # ACT, whose loops are free, hardly halts
         return spread([100 * n["halting"]["accuracy"][LAST] for n in asked])
 
-    columns: dict[str, Column] = {"supervision": lambda name, runs: supervision(name)}
+    columns: dict[str, Column] = {
+        "model": lambda name, runs: VARIANTS["chains"][name].what,
+        "supervision": lambda name, runs: supervision(name),
+    }
     columns |= PARAMETERS | {f"{k} hops": at_hops(k) for k in (NEAR, LAST)}
     columns |= {f"{LAST} hops, halting": at_last_halted}
     leads: dict[str, Column] = {}  # by supervision
@@ -199,12 +202,7 @@ def readme_summary(found: Runs) -> str:
         leads[how] = lead_of(first, found, [n for n in alike if n != first], at_last)
     title = f"the loop's lead at {LAST} hops"
     columns |= {title: lambda name, runs: leads[supervision(name)](name, runs)}
-    rows = [
-        [VARIANTS["chains"][name].what, *(cell(name, found[name]) for cell in columns.values())]
-        for name in PICTURED
-        if name in found
-    ]
-    return markdown(["model", *columns], rows)
+    return table({name: found[name] for name in PICTURED if name in found}, columns)
 
 
 # ------------------------------------------------------------------------------------------------
