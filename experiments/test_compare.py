@@ -933,6 +933,17 @@ def test_kept_results_have_enough_seeds_and_all_steps():
         assert numbers["passed"] and numbers["steps"] == task.steps, path.name
 
 
+def test_the_trainers_own_runs_stand_in_order_with_their_verdicts(tmp_path):
+    """A FAIL that the page calls PASS; seed 10 before seed 2."""
+    kept = json.loads((report.RESULTS / "text-mla-seed0.json").read_text("utf-8"))
+    for seed in (10, 2):
+        kept |= {"seed": seed, "passed": seed == 10}
+        (tmp_path / f"text-mla-seed{seed}.json").write_text(json.dumps(kept), "utf-8")
+    (section,) = report.trainer_sections(tmp_path)
+    rows = [row.split(" | ") for row in section.table.splitlines()[2:]]
+    assert [(row[0], row[-2]) for row in rows] == [("| 2", "FAIL"), ("| 10", "PASS")]
+
+
 def test_a_dash_where_a_model_was_never_asked():
     """A told model whose curriculum ended at 5 hops, blamed for 6."""
     accuracy = {"0": [1.0] * 6 + [0.1] * 5}
