@@ -264,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     known = variants.VARIANTS
     parser = argparse.ArgumentParser(description="Train and compare variants of Mythos.")
     parser.add_argument("--task", choices=tuple(known), default="chains")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of RESULTS.md")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="train these (default: all)")
     parser.add_argument("--quick", action="store_true", help="2 steps each: does everything run?")
     parser.add_argument("--report", action="store_true", help="train nothing, write RESULTS.md")
@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if not args.report:
         steps = 2 if args.quick else None
-        for seed in args.seeds:
+        for seed in args.seeds or variants.seeds_of(args.task):
             for name in args.only or known[args.task]:
                 run(args.task, name, seed, results, args.runs, steps)
     for path in report.write(results):

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -931,6 +932,22 @@ def test_kept_results_have_enough_seeds_and_all_steps():
         numbers = json.loads(path.read_text("utf-8"))
         task = Text if path.name.startswith("text") else train_tiny.Chains
         assert numbers["passed"] and numbers["steps"] == task.steps, path.name
+
+
+def test_the_command_beside_a_table_trains_its_rows(monkeypatch, tmp_path):
+    """A command that takes other seeds than the rows have, or does not know a row."""
+    trained, kept = set(), {f"{p.parent.name}/{p.name}" for p in report.RESULTS.glob("*/*.json")}
+    monkeypatch.setattr(compare, "run", lambda *a: trained.add("{}/{}-seed{}.json".format(*a)))
+    monkeypatch.setattr(report, "write", lambda results: [])
+    page = (report.RESULTS.parent / "RESULTS.md").read_text("utf-8").split("## The comparison")[1]
+    readme = (ROOT / "README.md").read_text("utf-8").partition("<!-- summary -->")[2]
+    for section in [*page.split("\n### ")[1:], readme.partition("<!-- points -->")[0]]:
+        if found := re.search("`python -m experiments.compare (.*)`", section):
+            command = found[1].replace("FOLDER", str(tmp_path))  # else as above
+        rows = re.findall(r"^\| ([a-z\d.-]+) \|", section.split("--- |\n")[-1], re.M)
+        for row in rows:
+            assert compare.main(command.replace("VARIANT", row).split()) == 0
+    assert rows and trained == kept
 
 
 def test_the_trainers_own_runs_stand_in_order_with_their_verdicts(tmp_path):

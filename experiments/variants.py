@@ -331,7 +331,7 @@ class LongFlatText(FlatText):
 
 
 class FastFlatText(FlatText):
-    """With the learning rate that suits four layers better (seed 5)."""
+    """With twice the learning rate, which seed 5 preferred."""
 
     lr_scale = 2 * Text.lr_scale
 
@@ -599,6 +599,11 @@ VARIANTS["stack-rates"] = (
 VARIANTS["rates"] = {}
 for arm in ("twice", "one-loop", "flat-params", "flat-flops"):
     VARIANTS["rates"] |= at_rates("text", arm, 1.5, 3, 6)
+
+
+def seeds_of(kind: str) -> list[int]:
+    """Rates are tuned on a seed that no other table has."""
+    return [5] if kind.endswith("rates") else [10, 11, 12, 13, 14]
 
 
 # ------------------------------------------------------------------------------------------------
