@@ -204,6 +204,7 @@ MEASURES = {
     "chains": measure_chains,
     "circuits": measure_by_difficulty,
     "shells": measure_by_difficulty,
+    "fresh": measure_by_difficulty,
     "stack-rates": measure_by_difficulty,
     "text": measure_text,
     **dict.fromkeys(("layers", "experts", "few-bytes", "rates"), measure_bits),

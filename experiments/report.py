@@ -66,6 +66,20 @@ def fixed(numbers: dict) -> float:
     return 100 * max(map(mean, numbers["accuracy"].values()))
 
 
+def at_test_loops(numbers: dict) -> float:
+    """The same after the usual number of loops."""
+    return 100 * mean(accuracy_at(numbers, Chains.test_loops))
+
+
+def loops_spent(numbers: dict) -> float:
+    """With halting, the mean over all hops or depths."""
+    return mean(numbers["halting"]["loops"])
+
+
+def loops_more(numbers: dict) -> float:
+    return numbers["halting"]["loops"][LAST] - numbers["halting"]["loops"][0]
+
+
 def reach(numbers: dict) -> int:
     """The largest hop count up to which accuracy never falls below 90%; −1 if it has none."""
     accuracy = accuracy_at(numbers, Chains.test_loops)
@@ -161,6 +175,7 @@ PARAMETERS: dict[str, Column] = {
     "parameters (active)": lambda name, runs: size(runs[0]),
     "training TFLOPs": over(lambda n: n["train_flops"] / 1e12),
 }
+STACKS_REACH = 3  # the most swaps that stacks were all asked for
 WORST = f"worst of 0–{NEAR} hops"
 HALTING_CONTROLS = {
     "fixed at the mean": "fixed at the mean, rounded up",
@@ -273,10 +288,8 @@ def chains_sections(found: Runs) -> list[Section]:
     quality |= {f"{LAST} hops, worst seed": worst}
     stopping = {
         "accuracy, 0–10 hops": over(halted),
-        "mean loops, 0–10 hops": over(lambda n: mean(n["halting"]["loops"])),
-        f"more loops for {LAST} hops than for 0": over(
-            lambda n: n["halting"]["loops"][LAST] - n["halting"]["loops"][0]
-        ),
+        "mean loops, 0–10 hops": over(loops_spent),
+        f"more loops for {LAST} hops than for 0": over(loops_more),
         "accuracy at the best fixed loop count": over(fixed),
     }
     chain = {
@@ -313,7 +326,6 @@ def chains_sections(found: Runs) -> list[Section]:
             "All variants: how far they get",
             AS_ABOVE,
             table(found, quality),
-            "Where intervals overlap, only a lead that is paired by seed can show a difference.",
         ),
         Section(
             f"Halting below {Chains.halt_threshold}",
@@ -370,11 +382,13 @@ def shapes_table(runs: list[dict]) -> str:
     return markdown(["shape", *(f"{T} loops" for T in loops)], rows)
 
 
-def likelier_value(depth: int) -> float:
-    """The share of the likelier value among the test's variables of this depth."""
+def likelier_value(depth: int) -> tuple[float, int]:
+    """The share of the likelier value among the test's variables of this depth, and how many these
+    are."""
     _, values, depths = Circuits().test_set()
-    ones = values[depths == depth].float().mean().item()
-    return max(ones, 1 - ones)
+    asked = values[depths == depth].float()
+    ones = asked.mean().item()
+    return max(ones, 1 - ones), len(asked)
 
 
 def what_differs(kind: str) -> dict[str, Column]:
@@ -390,21 +404,23 @@ def how_it_stops(difficulty: str) -> dict[str, Column]:
     last, every = difficulty.format(LAST), difficulty.format(f"0–{LAST}")
     counts = (Chains.test_loops, variants.MOST_LOOPS)
     columns = {f"{last}, {L} loops": at_hops(LAST, L) for L in counts}
-    columns |= {f"{last}, halting": over(lambda n: 100 * n["halting"]["accuracy"][LAST])}
-    columns |= {f"{every}, halting": over(halted), f"{every}, best fixed loop count": over(fixed)}
-    for k in (0, NEAR, LAST):
-        title = f"loops spent on {difficulty.format(k)}"
-        columns |= {title: over(lambda n, k=k: n["halting"]["loops"][k])}
-    return columns
+    return columns | {
+        f"{last}, halting": over(lambda n: 100 * n["halting"]["accuracy"][LAST]),
+        f"{every}, {Chains.test_loops} loops": over(at_test_loops),
+        f"{every}, halting": over(halted),
+        f"{every}, best fixed loop count": over(fixed),
+        f"loops spent on {every}": over(loops_spent),
+        f"more loops for {last} than for 0": over(loops_more),
+    }
 
 
 def circuits_sections(found: Runs) -> list[Section]:
-    shares = ", ".join(f"{100 * likelier_value(k):.0f}" for k in (NEAR, 8, LAST))
+    shares = ", ".join(f"{100 * likelier_value(k)[0]:.0f}" for k in (NEAR, 8, LAST))
     given = (
         "Given to each arm: the values of variables at most 5 gates deep, and those of their "
         f"operands; {Circuits.steps} steps. Nobody is told a depth. "
         f"Always naming the likelier value is right in {shares}% at depth "
-        f"{NEAR}, 8, {LAST}."
+        f"{NEAR}, 8, {LAST}. Of depth {LAST} the test has {likelier_value(LAST)[1]} variables."
     )
     quality = {f"depth {k}": at_hops(k) for k in (NEAR, 8, LAST)}
     others = [name for name in found if name != "loop"]
@@ -424,17 +440,15 @@ def circuits_sections(found: Runs) -> list[Section]:
             AS_ABOVE,
             table(loop, how_it_stops("depth {}")),
             "The threshold is far smaller than that of the chains: the state of a gate that waits "
-            "for its operands hardly moves either, and a larger threshold takes it for done.",
+            "for its operands hardly moves either, and a larger threshold takes it for done. Means "
+            "count each depth alike.",
         ),
     ]
 
 
 def shells_sections(found: Runs) -> list[Section]:
     quality: dict[str, Column] = {"curriculum's end": over(lambda n: n["frontier"])}
-    quality |= {f"{k} hops": at_hops(k) for k in (NEAR, LAST)}
-    alike = [n for n in found if n not in ("loop", "three")]  # asked the same questions
-    asked = [n for n in alike if was_asked(n, found[n], LAST)]
-    quality |= {f"the loop's lead at {LAST} hops": lead_of("loop", found, asked, at_last)}
+    quality |= {f"{k} hops": at_hops(k) for k in (STACKS_REACH, NEAR, LAST)}
     looped = {name: runs for name, runs in found.items() if has_loop(runs)}
     return [
         Section(
@@ -487,11 +501,7 @@ def readme_points(
         return spread([100 * measure(n) for n in runs])
 
     def halting(runs: list[dict]) -> str:
-        loops = spread([mean(n["halting"]["loops"]) for n in runs])
-        return f"{spread([*map(halted, runs)])}% in {loops}"
-
-    def at_test_loops(numbers: dict) -> float:
-        return mean(accuracy_at(numbers, Circuits.test_loops))
+        return f"{spread([*map(halted, runs)])}% in {spread([*map(loops_spent, runs)])}"
 
     def a_hop_more(name: str) -> str:
         return percent(chains[name], lambda n: accuracy_at(n, Chains.test_loops)[NEAR + 1])
@@ -504,39 +514,43 @@ def readme_points(
         )
         return f"{near} / {far}%"
 
-    cups, coda = percent(shells["loop"], at_last), [100 * at_last(n) for n in shells["coda"]]
-    learned = spread([n["frontier"] for n in shells["flat-told"]])
+    cups, coda = (percent(shells[name], at_last) for name in ("loop", "coda"))
+    few_swaps = at_hops(STACKS_REACH)("flat-told", shells["flat-told"])
     saved = {name: saved_by_looping("text", text)(name, runs) for name, runs in text.items()}
     poor = {name: saved_by_looping("few-bytes", few)(name, runs) for name, runs in few.items()}
+    whole = {first: saves("all", layers["all"]) for first, saves in saved_in(layers, text).items()}
     points = (
         "* **Reach.** Trained on at most 5 hops, the loop answers at 10; 14 layers learn 5 and "
         f"little more (at 6: {a_hop_more('flat-slow')}%; told T: "
         f"{a_hop_more('flat-flops-told-long')}%). Taught every hop, it walks trees that it never "
         "saw; on rings its errors add up.",
         "* **Not only walks.** Boolean circuits, taught 5 gates deep, depth never told. Right at "
-        f"{NEAR} / {LAST}: the loop {both('loop')}; 14 layers, as many FLOPs, "
-        f"{both('flat-slow')}; the commoner value {100 * likelier_value(NEAR):.0f} / "
-        f"{likelier_value(LAST):.0%}. A ball under five cups, 10 swaps, taught 5: "
-        f"{cups}%, with a coda {min(coda):.1f} to {max(coda):.1f}%; 13 layers told T learn "
-        f"{learned}.",
+        f"{NEAR} / {LAST}: the loop {both('loop')}; one loop {both('one-loop')}; 14 layers, as "
+        f"many FLOPs, {both('flat-slow')}. A ball under five cups, 10 swaps, taught 5: {cups}%, with a "
+        f"coda {coda}%; 13 layers told T, at {STACKS_REACH}: {few_swaps}%.",
         f"* **Halting needs no head.** Chains: {halting(chains['loop'])} loops (best fixed count: "
         f"{spread([*map(fixed, chains['loop'])])}%). It saves no loops on circuits "
         f"({halting(circuits['loop'])}; all {Circuits.test_loops}: "
-        f"{percent(circuits['loop'], at_test_loops)}%) or text.",
-        "* **Language.** Bits per byte of Python's library that taking 2 of 4 layers twice saves "
-        f"(minus: loses): over one loop {saved['one-loop']}; over 4 plain layers "
-        f"{saved['flat-params']}; over 6, as many FLOPs, {saved['flat-flops']}. All of 3 layers "
-        f"twice: over 3 plain ones {saved_over_three(layers)('all', layers['all'])}. On 250 kB, "
-        f"read 8 times: over 4 {poor['flat-params-short']}, over 6 {poor['flat-short']}.",
+        f"{spread([*map(at_test_loops, circuits['loop'])])}%) or text.",
+        "* **Language.** Bits per byte of Python's library saved (minus: lost) by 2 of 4 layers "
+        f"twice: over one loop {saved['one-loop']}; 4 plain layers {saved['flat-params']}; 6, as "
+        f"many FLOPs, {saved['flat-flops']}. All of 3 twice: over 3 plain {whole['flat-three']}; "
+        f"6 {whole['flat-flops']}. On 250 kB, read 8 times, 2 of 4: over one loop "
+        f"{poor['one-loop-short']}; 6 {poor['flat-short']}.",
     )
-    whole = (point.replace(" ± ", "\u00a0±\u00a0") for point in points)  # a line breaks no interval
-    lines = "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in whole)
+    points = (point.replace(" ± ", "\u00a0±\u00a0") for point in points)  # no line breaks these
+    lines = "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in points)
     return lines.replace("\u00a0", " ")
 
 
-def saved_over_three(found: Runs) -> Column:
-    """Bits per byte that three layers with a loop save over three without."""
-    return lead_of("flat-three", found, ["one", "all"], bits_at, 1, "+.3f")
+def saved_in(layers: Runs, text: Runs) -> dict[str, Column]:
+    """Bits per byte that three layers with a loop save over three and over six without."""
+    plain = {"flat-three": layers, "flat-flops": text}
+    arms = ["flat-three", "one", "all"]
+    return {
+        first: lead_of(first, found, [n for n in arms if n != first], bits_at, 1, "+.3f")
+        for first, found in plain.items()
+    }
 
 
 TEXT_GIVEN = (
@@ -613,11 +627,12 @@ def saved_section(kind: str, title: str, given: str, found: Runs, note: str) -> 
     return [Section(title, f"{TEXT_GIVEN}{given}", table(found, columns), f"{OWN_LOOPS}{note}.")]
 
 
-def layers_sections(found: Runs) -> list[Section]:
-    saved = {"bits saved over `flat-three`": saved_over_three(found)}
+def layers_sections(found: Runs, text: Runs) -> list[Section]:
+    saved = {f"bits saved over `{n}`": column for n, column in saved_in(found, text).items()}
     columns = what_differs("layers") | BITS | saved
-    note = "Lower is better. Saved: paired by seed. Of four layers the tables before have two in "
-    note += "the loop; their `flat-flops`, six layers, has as many FLOPs as `all`."
+    note = "Lower is better. Saved (a minus: lost): paired by seed. Of four layers the tables "
+    note += "before have two in the loop; their `flat-flops`, six layers, has as many FLOPs as "
+    note += "`all`. Run once, `all` is `flat-three`, but for A and B."
     title, given = "Text: how many layers in the loop", f"{TEXT_GIVEN}, dense layers."
     return [Section(title, given, table(found, columns), note)]
 
@@ -649,6 +664,15 @@ def rates_sections(found: Runs) -> list[Section]:
     ]
 
 
+def fresh_sections(found: Runs) -> list[Section]:
+    quality = {f"{k} hops": at_hops(k) for k in (NEAR, LAST)}
+    quality |= {f"{LAST} hops, {variants.MOST_LOOPS} loops": at_hops(LAST, variants.MOST_LOOPS)}
+    quality |= {f"{LAST} hops, halting": over(lambda n: 100 * n["halting"]["accuracy"][LAST])}
+    given = "Given to `ends` as above. On the seeds above it was trained in half of the steps "
+    given += "first, which left one of them behind. The seeds of this table no recipe saw."
+    return [Section("Chains: fresh seeds", given, table(found, what_differs("fresh") | quality))]
+
+
 SECTIONS = {
     "chains": chains_sections,
     "circuits": circuits_sections,
@@ -659,7 +683,15 @@ SECTIONS = {
     "experts": experts_sections,
     "few-bytes": few_bytes_sections,
     "rates": rates_sections,
+    "fresh": fresh_sections,
 }
+
+
+def sections_of(kind: str, results: Path) -> list[Section]:
+    """None, if nothing of this kind was trained."""
+    found = load_results(kind, results)
+    more = [load_results("text", results)] if kind == "layers" else []
+    return SECTIONS[kind](found, *more) if found else []
 
 
 def trainer_sections(results: Path) -> list[Section]:
@@ -821,7 +853,8 @@ Written by `python -m experiments.compare --report` from the JSON files in [resu
 test compares. Accuracy in %: the mean of the seeds ± half of its 95% t interval; after
 {Chains.test_loops} loops where nothing else is said. *reach*: the hop count up to which accuracy
 stays at 90% or more (the test ends at {LAST}). A dash: does not apply, or was not
-measured. No ±: all seeds agree, or there is only one. A stack is a transformer without a loop."""
+measured. No ±: all seeds agree, or there is only one. ± is over seeds, which share one test. A
+stack is a transformer without a loop."""
 
 
 def results_text(results: Path) -> str:
@@ -831,8 +864,7 @@ def results_text(results: Path) -> str:
         pages += ["## The trainer's own runs", *(section.page("") for section in trainer)]
     pages += ["## The comparison"]
     for kind in VARIANTS:
-        if found := load_results(kind, results):
-            pages += [section.page(kind) for section in SECTIONS[kind](found)]
+        pages += [section.page(kind) for section in sections_of(kind, results)]
     return "\n\n".join(pages) + "\n"
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Every number in RESULTS.md's tables, recomputed from the JSON files without the report's code."""
+"""Every number in RESULTS.md's tables, recomputed from the JSON files without the report's code;
+and README's, which stand in these tables, too."""
 
 import json
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 PAGE, FILES = Path(__file__).with_name("RESULTS.md"), Path(__file__).with_name("results")
+README = Path(__file__).parent.with_name("README.md")
 SELECTION, COST = "With a loop and without", "All variants: what they are"
 RINGS = "Rings whose edges may halt"
 TITLES = {  # of the tables with a row for each variant that has an answer
@@ -22,11 +24,13 @@ TITLES = {  # of the tables with a row for each variant that has an answer
     "experts": "Text: experts in both arms",
     "few-bytes": "Text: little data",
     "rates": "Text: learning rates",
+    "fresh": "Chains: fresh seeds",
 }
 LEADS = {  # whose lead it is, what is compared, and the column
     "chains": ("loop ends", "10 hops", "the loop's lead at 10 hops"),
     "circuits": ("loop", "10 hops", "the loop's lead at 10"),
-    "shells": ("loop", "10 hops", "the loop's lead at 10 hops"),
+    "shells": ("", "", ""),
+    "fresh": ("", "", ""),
     "text": ("twice", "bits saved", "bits that the loop saves"),
     "layers": ("flat-three", "bits per byte", "bits saved over `flat-three`"),
     "experts": ("twice", "bits saved", "bits that the loop saves"),
@@ -34,7 +38,6 @@ LEADS = {  # whose lead it is, what is compared, and the column
     "rates": ("", "", ""),
     "stack-rates": ("", "", ""),
 }
-CUPS = {"three": 3}  # a test of its own
 # Steps: compared with one another.
 SHORT = {"twice-short": 500, "one-loop-short": 500, "flat-params-short": 500, "flat-short": 500}
 SHORT |= {"twice-shorter": 250, "flat-shorter": 250}
@@ -88,6 +91,7 @@ def accuracies(run, looped):
         best = max(map(np.mean, by_loops.values()))
         values["accuracy at the best fixed loop count"] = best
         values["0–10 hops, best fixed loop count"] = best
+        values["0–10 hops, 12 loops"] = after.mean()
         lost = [by_loops.get(16, after) - by_loops[L] for L in by_loops if L >= 16]
         values["most lost by more loops"] = np.max(lost)
     return values
@@ -97,9 +101,9 @@ def halting(run):
     """With halting, its controls, and further than the usual test."""
     numbers = dict(run["halting"].get("0.2", run["halting"]))
     shares, loops = 100 * np.array(numbers.pop("accuracy")), numbers.pop("loops")
-    values = {f"loops spent on {k} hops": count for k, count in enumerate(loops)}
-    values |= {"accuracy, 0–10 hops": shares.mean(), "halting: accuracy": shares.mean()}
-    values |= {"mean loops": np.mean(loops), "mean loops, 0–10 hops": np.mean(loops)}
+    values = {"accuracy, 0–10 hops": shares.mean(), "halting: accuracy": shares.mean()}
+    spent = ("mean loops", "mean loops, 0–10 hops", "loops spent on 0–10 hops")
+    values |= dict.fromkeys(spent, np.mean(loops))
     values |= {"10 hops, halting": shares[10], "0–10 hops, halting": shares.mean()}
     values["more loops for 10 hops than for 0"] = loops[10] - loops[0]
     numbers |= run.get("further", {})
@@ -163,14 +167,15 @@ def recompute(supervision):
         pages["python -m experiments.text"][f"{run['seed']}",].append(said(run))
     for kind, titles in TITLES.items():
         runs = load(f"{kind}/*.json", "{variant}-seed{seed}")
-        taught = {"shells": CUPS, "few-bytes": SHORT}
-        taught = (taught | {"chains": supervision}).get(kind, {})
+        taught = {"chains": supervision, "few-bytes": SHORT}.get(kind, {})
         firsts, measure, lead = LEADS[kind]
         best = {
             (taught.get(run["variant"]), run["seed"]): said(run)[measure]
             for run in runs
             if run["variant"] in firsts.split()
         }
+        if kind == "text":
+            six = {run["seed"]: run for run in runs if run["variant"] == "flat-flops"}
         told = {}  # the hops that all runs of a variant came to
         for run in (run for run in runs if "told" in run["variant"]):
             told[run["variant"]] = min(run["frontier"], told.get(run["variant"], 99))
@@ -183,6 +188,9 @@ def recompute(supervision):
             alike = taught.get(name), run["seed"]
             if name not in firsts.split() and alike in best and measure in values:
                 values[lead] = best[alike] - values[measure]
+            if kind == "layers":
+                over_six = said(six[run["seed"]])["bits per byte"] - values["bits per byte"]
+                values["bits saved over `flat-flops`"] = over_six
             for title in titles.split("; "):
                 pages[title][name,].append(values)
             for shape, shares in run.get("shapes", {}).items() if name == "loop" else ():
@@ -251,4 +259,8 @@ def test_every_number():
     wrong += [f"no table has {path}" for path in sorted({*FILES.rglob("*.json")} - READ)]
     assert not wrong, f"{len(wrong)} faults\n" + "\n".join(wrong)
     print(f"{sum(n for _, n in found.values())} cells of {len(found)} tables")
+    _, *parts = re.split("<!-- /?(?:summary|points) -->", README.read_text("utf-8"))
+    cells = {cell for _, rows in tables.values() for row in rows for cell in row}
+    said_there = re.findall(r"[+-]?\d+\.\d+ ± \d+\.\d+", parts[0] + parts[2])
+    assert len(said_there) > 40 and not {*said_there} - cells
     assert found and all(n for _, n in found.values())
