@@ -526,8 +526,8 @@ def readme_points(
         "saw; on rings its errors add up.",
         "* **Not only walks.** Boolean circuits, taught 5 gates deep, depth never told. Right at "
         f"{NEAR} / {LAST}: the loop {both('loop')}; one loop {both('one-loop')}; 14 layers, as "
-        f"many FLOPs, {both('flat-slow')}. A ball under five cups, 10 swaps, taught 5: {cups}%, with a "
-        f"coda {coda}%; 13 layers told T, at {STACKS_REACH}: {few_swaps}%.",
+        f"many FLOPs, {both('flat-slow')}. A ball under five cups, 10 swaps, taught 5: {cups}%, "
+        f"with a coda {coda}%; 13 layers told T, at {STACKS_REACH}: {few_swaps}%.",
         f"* **Halting needs no head.** Chains: {halting(chains['loop'])} loops (best fixed count: "
         f"{spread([*map(fixed, chains['loop'])])}%). It saves no loops on circuits "
         f"({halting(circuits['loop'])}; all {Circuits.test_loops}: "
