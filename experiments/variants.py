@@ -605,7 +605,7 @@ VARIANTS["stack-rates"] = (
     at_rates("chains", "flat-flops", 0.25, 0.5, 1, 2)
     | at_rates("chains", "flat-flops-told-long", 0.5, 1, 2)
     | at_rates("circuits", "flat-flops", 0.25, 0.5, 1)
-    | at_rates("shells", "flat-told", 0.5, 1)
+    | at_rates("shells", "flat-told", 0.25, 0.5, 1)
 )
 VARIANTS["fresh"] = {"ends": VARIANTS["chains"]["ends"]}
 VARIANTS["rates"] = {}
