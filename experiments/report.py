@@ -515,7 +515,7 @@ def readme_points(
         return f"{near} / {far}%"
 
     cups, coda = (percent(shells[name], at_last) for name in ("loop", "coda"))
-    few_swaps = at_hops(STACKS_REACH)("flat-told", shells["flat-told"])
+    few_swaps = at_hops(STACKS_REACH)("flat-told-slow", shells["flat-told-slow"])
     saved = {name: saved_by_looping("text", text)(name, runs) for name, runs in text.items()}
     poor = {name: saved_by_looping("few-bytes", few)(name, runs) for name, runs in few.items()}
     whole = {first: saves("all", layers["all"]) for first, saves in saved_in(layers, text).items()}

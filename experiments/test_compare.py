@@ -820,7 +820,7 @@ def test_bits_saved_are_those_of_two_loops():
     once = {"variant": "one-loop", "accuracy": {"1": [0.25] * 11, "12": [0.9] * 11}}
     circuits = {"loop": [loop], "one-loop": [once], "flat-slow": [deeper]}
     told = {"task": "shells", "frontier": 4, "accuracy": {"0": [0.5] * 3 + [0.75] + [0.0] * 7}}
-    shells = {"loop": [loop], "coda": [worse], "flat-told": [told]}
+    shells = {"loop": [loop], "coda": [worse], "flat-told-slow": [told]}
     chains = {"loop": [loop], "flat-slow": [plain], "flat-flops-told-long": [worse]}
     few = {name: [n | {"task": "few-bytes"} for n in runs] for name, runs in found.items()}
     few |= {"twice-short": few["twice"], "flat-short": few["flat-flops"]}
