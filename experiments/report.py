@@ -66,6 +66,11 @@ def fixed(numbers: dict) -> float:
     return 100 * max(map(mean, numbers["accuracy"].values()))
 
 
+def best_count(numbers: dict) -> int:
+    """That number of loops."""
+    return max(map(int, numbers["accuracy"]), key=lambda L: mean(numbers["accuracy"][f"{L}"]))
+
+
 def at_test_loops(numbers: dict) -> float:
     """The same after the usual number of loops."""
     return 100 * mean(accuracy_at(numbers, Chains.test_loops))
@@ -244,12 +249,12 @@ class Section(NamedTuple):
 GIVEN = (
     "Given to each arm that is taught ends: edges and the ends of chains at most 5 hops away, in "
     f"{Ends.steps} steps; its curriculum asks for a hop more once 90% of the farthest queries are "
-    "answered. To the others: edges and the answer after every hop, none more than 5 hops away (an "
-    f"arm `-deep`: 10), and how many hops are asked for, in {Chains.steps} steps; to those with a "
-    "loop also noise on the state, unless the name says no. In the test a stack that is told T is "
-    "told how far each query's end is; a loop gets as many loops for all. To an arm `-long`: more "
-    "steps, as many as its row says. With one seed, all that are taught alike get the same batches "
-    "until their curricula part."
+    "answered, at a loss below 0.2. To the others: edges and the answer after every hop, none more "
+    f"than 5 hops away (an arm `-deep`: 10), and how many hops are asked for, in {Chains.steps} "
+    "steps; to those with a loop also noise on the state, unless its row says no. In the test a "
+    "stack that is told T is told how far each query's end is; a loop gets as many loops for all. "
+    "To an arm `-long`: more steps, as many as its row says. With one seed, all that are taught "
+    f"alike get the same batches until their curricula part. Guessing an end: {Chains.guess:.0%}."
 )
 AS_ABOVE = "Given to each arm as above."
 
@@ -337,7 +342,7 @@ def chains_sections(found: Runs) -> list[Section]:
             "Halting: controls",
             AS_ABOVE,
             table(loops, {title: halting(key) for key, title in HALTING_CONTROLS.items()}),
-            "Random exits spend as many loops, and a fixed count, rounded up, a few more: it "
+            "Random exits spend as many loops, and a fixed count, rounded up, up to one more: it "
             "matters which token stops, and when.",
         ),
         Section(
@@ -515,28 +520,31 @@ def readme_points(
         return f"{near} / {far}%"
 
     cups, coda = (percent(shells[name], at_last) for name in ("loop", "coda"))
+    best = [*map(best_count, chains["loop"])]
+    guess = "/".join(f"{100 * likelier_value(k)[0]:.0f}" for k in (NEAR, LAST))
     few_swaps = at_hops(STACKS_REACH)("flat-told-slow", shells["flat-told-slow"])
     saved = {name: saved_by_looping("text", text)(name, runs) for name, runs in text.items()}
     poor = {name: saved_by_looping("few-bytes", few)(name, runs) for name, runs in few.items()}
     whole = {first: saves("all", layers["all"]) for first, saves in saved_in(layers, text).items()}
     points = (
-        "* **Reach.** Trained on at most 5 hops, the loop answers at 10; 14 layers learn 5 and "
+        "* **Reach.** Trained on at most 5 hops, the loop answers at 10; 14 layers learn 5, "
         f"little more (at 6: {a_hop_more('flat-slow')}%; told T: "
         f"{a_hop_more('flat-flops-told-long')}%). Taught every hop, it walks trees that it never "
         "saw; on rings its errors add up.",
-        "* **Not only walks.** Boolean circuits, taught 5 gates deep, depth never told. Right at "
-        f"{NEAR} / {LAST}: the loop {both('loop')}; one loop {both('one-loop')}; 14 layers, as "
-        f"many FLOPs, {both('flat-slow')}. A ball under five cups, 10 swaps, taught 5: {cups}%, "
-        f"with a coda {coda}%; 13 layers told T, at {STACKS_REACH}: {few_swaps}%.",
-        f"* **Halting needs no head.** Chains: {halting(chains['loop'])} loops (best fixed count: "
-        f"{spread([*map(fixed, chains['loop'])])}%). It saves no loops on circuits "
-        f"({halting(circuits['loop'])}; all {Circuits.test_loops}: "
+        "* **Not only walks.** Boolean circuits, taught 5 gates deep, depth untold. Right at "
+        f"{NEAR} / {LAST}: the loop {both('loop')}; guessing {guess}%; one loop "
+        f"{both('one-loop')}; 14 layers {both('flat-slow')}. A ball under five cups, T told, "
+        f"{LAST} hops, taught {NEAR}: {cups}%, with a coda {coda}%; 13 layers, at {STACKS_REACH}: "
+        f"{few_swaps}%.",
+        f"* **Halting needs no head.** Chains (`loop`): {halting(chains['loop'])} loops (best "
+        f"fixed, {min(best)} to {max(best)}: {spread([*map(fixed, chains['loop'])])}%). It saves "
+        f"none on circuits ({halting(circuits['loop'])}; {Circuits.test_loops}: "
         f"{spread([*map(at_test_loops, circuits['loop'])])}%) or text.",
-        "* **Language.** Bits per byte of Python's library saved (minus: lost) by 2 of 4 layers "
-        f"twice: over one loop {saved['one-loop']}; 4 plain layers {saved['flat-params']}; 6, as "
-        f"many FLOPs, {saved['flat-flops']}. All of 3 twice: over 3 plain {whole['flat-three']}; "
-        f"6 {whole['flat-flops']}. On 250 kB, read 8 times, 2 of 4: over one loop "
-        f"{poor['one-loop-short']}; 6 {poor['flat-short']}.",
+        "* **Language.** Bits per byte of Python code saved (minus: lost) by 2 of 4 layers twice: "
+        f"over one loop {saved['one-loop']}; over 4 layers {saved['flat-params']}; over 6 (equal "
+        f"FLOPs) {saved['flat-flops']}. All of 3 twice: over 3 {whole['flat-three']}; over 6 "
+        f"{whole['flat-flops']}. On 250 kB, 8 reads, 2 of 4: over one loop "
+        f"{poor['one-loop-short']}; over 6 {poor['flat-short']}.",
     )
     points = (point.replace(" ± ", "\u00a0±\u00a0") for point in points)  # no line breaks these
     lines = "\n".join(textwrap.fill(point, 120, subsequent_indent="  ") for point in points)
@@ -618,7 +626,9 @@ def stack_rates_sections(found: Runs) -> list[Section]:
     )
     given += "on seed 5, which only tables of rates have. Of circuits: depth instead of hops."
     columns = what_differs("stack-rates") | quality
-    return [Section("Stacks: learning rates", given, table(found, columns), "The loop's is one.")]
+    return [
+        Section("Stacks: learning rates", given, table(found, columns), "The loop's rate is one.")
+    ]
 
 
 def saved_section(kind: str, title: str, given: str, found: Runs, note: str) -> list[Section]:
@@ -649,8 +659,8 @@ def few_bytes_sections(found: Runs) -> list[Section]:
     times = task.steps * task.batch_size * task.context / size
     given = f", dense layers; {size:,} bytes, each read {times:.0f} times on average (`-short`: "
     given += f"{times / 2:.0f} times, in half of the steps, `-shorter`: {times / 4:.0f})."
-    note = ". An arm that needs more bits after more steps overfits; README has the best length, "
-    note += "picked on these same bytes"
+    note = ". An arm that needs more bits after more steps overfits; README has the best length of "
+    note += "those that were tried, picked on these same bytes"
     return saved_section("few-bytes", "Text: little data", given, found, note)
 
 
@@ -668,8 +678,8 @@ def fresh_sections(found: Runs) -> list[Section]:
     quality = {f"{k} hops": at_hops(k) for k in (NEAR, LAST)}
     quality |= {f"{LAST} hops, {variants.MOST_LOOPS} loops": at_hops(LAST, variants.MOST_LOOPS)}
     quality |= {f"{LAST} hops, halting": over(lambda n: 100 * n["halting"]["accuracy"][LAST])}
-    given = "Given to `ends` as above. On the seeds above it was trained in half of the steps "
-    given += "first, which left one of them behind. The seeds of this table no recipe saw."
+    given = "Given to `ends` as above. An earlier recipe, of half the steps, left one of the seeds "
+    given += "above behind. The seeds of this table no recipe saw."
     return [Section("Chains: fresh seeds", given, table(found, what_differs("fresh") | quality))]
 
 

@@ -828,14 +828,16 @@ def test_bits_saved_are_those_of_two_loops():
     told = report.readme_points(chains, circuits, shells, found, layers, few)
     told = " ".join(told.split())
     assert "little more (at 6: 50.0%; told T: 37.5%)" in told
-    assert "Right at 5 / 10: the loop 62.5 / 62.5%; one loop 25.0 / 25.0%; 14 layers" in told
-    assert "as many FLOPs, 37.5 / 12.5%. A ball under five cups, 10 swaps, taught 5: 62.5%" in told
-    assert "62.5%, with a coda 37.5%; 13 layers told T, at 3: 75.0%." in told
-    assert "Chains: 75.0% in 3.0 loops (best fixed count: 62.5%)." in told
-    assert "circuits (75.0% in 3.0; all 12: 62.5%) or text." in told
-    assert "over one loop +0.250; 4 plain layers +0.200; 6, as many FLOPs, -0.250." in told
-    assert "All of 3 twice: over 3 plain -0.250; 6 -0.750. On 250 kB" in told
-    assert told.endswith("8 times, 2 of 4: over one loop +0.250; 6 -0.250.")
+    assert "Right at 5 / 10: the loop 62.5 / 62.5%; guessing 62/56%; one loop 25.0 / 25.0%" in told
+    assert (
+        "14 layers 37.5 / 12.5%. A ball under five cups, T told, 10 hops, taught 5: 62.5%" in told
+    )
+    assert "62.5%, with a coda 37.5%; 13 layers, at 3: 75.0%." in told
+    assert "Chains (`loop`): 75.0% in 3.0 loops (best fixed, 12 to 12: 62.5%)." in told
+    assert "saves none on circuits (75.0% in 3.0; 12: 62.5%) or text." in told
+    assert "over one loop +0.250; over 4 layers +0.200; over 6 (equal FLOPs) -0.250." in told
+    assert "All of 3 twice: over 3 -0.250; over 6 -0.750. On 250 kB" in told
+    assert told.endswith("8 reads, 2 of 4: over one loop +0.250; over 6 -0.250.")
 
 
 def test_pictures_show_what_the_tables_say(monkeypatch, tmp_path):

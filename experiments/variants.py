@@ -501,14 +501,14 @@ VARIANTS = {
         "loop": Variant("the loop of train_tiny.py"),
         "no-noise": Variant("no noise on the state in training", task=NoNoise),
         "ends": Variant("the loop, taught ends only", task=Ends),
-        "one-loop": Variant("the same model, always one loop", task=OneLoop),
+        "one-loop": Variant("the same model, one loop, prelude like any block", task=OneLoop),
         "flat-slow": Variant("14 layers, half the learning rate", SAME_FLOPS, SlowFlat),
         "flat-flops": Variant("14 layers", SAME_FLOPS, Flat),
         "flat-flops-told-long": Variant(
             "14 layers, told how many hops, twice the steps", SAME_FLOPS, ToldHops
         ),
         "untied-deep-long": Variant(
-            "12 untied blocks, no noise, three times the steps, up to 10 hops once mastered",
+            "12 untied blocks (read after the last trained), no noise, 1,200 steps, to 10 hops",
             task=DeepChains,
             model=Untied,
         ),
@@ -518,7 +518,9 @@ VARIANTS = {
     },
     "circuits": {
         "loop": Variant("the loop of circuits.py", task=Circuits),
-        "one-loop": Variant("the same model, always one loop", task=OneLoopCircuits),
+        "one-loop": Variant(
+            "the same model, one loop, prelude like any block", task=OneLoopCircuits
+        ),
         "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, FlatCircuits),
         "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, FlatCircuits),
         "flat-slow": Variant("14 layers, half the learning rate", SAME_FLOPS, SlowFlatCircuits),
