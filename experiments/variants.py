@@ -501,7 +501,7 @@ VARIANTS = {
         "loop": Variant("the loop of train_tiny.py"),
         "no-noise": Variant("no noise on the state in training", task=NoNoise),
         "ends": Variant("the loop, taught ends only", task=Ends),
-        "one-loop": Variant("the same model, one loop, prelude like any block", task=OneLoop),
+        "one-loop": Variant("the model once, prelude like any block", task=OneLoop),
         "flat-slow": Variant("14 layers, half the learning rate", SAME_FLOPS, SlowFlat),
         "flat-flops": Variant("14 layers", SAME_FLOPS, Flat),
         "flat-flops-told-long": Variant(
@@ -518,9 +518,7 @@ VARIANTS = {
     },
     "circuits": {
         "loop": Variant("the loop of circuits.py", task=Circuits),
-        "one-loop": Variant(
-            "the same model, one loop, prelude like any block", task=OneLoopCircuits
-        ),
+        "one-loop": Variant("the model once, prelude like any block", task=OneLoopCircuits),
         "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, FlatCircuits),
         "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, FlatCircuits),
         "flat-slow": Variant("14 layers, half the learning rate", SAME_FLOPS, SlowFlatCircuits),
