@@ -425,14 +425,6 @@ def test_loop_counts_of_the_tasks():
     assert counts == [{1}, {2}, {0}]
 
 
-def test_no_injection_keeps_b_at_zero(small, tmp_path):
-    """B that training brings back."""
-    compare.run("chains", "no-injection", 0, tmp_path / "results", tmp_path, 3)
-    saved = train_tiny.load_checkpoint(tmp_path / "chains" / "no-injection-seed0.pt")
-    assert not saved["model"]["state_update.b"].any()
-    assert saved["model"]["recurrent.0.attention.out_proj.weight"].any()
-
-
 def test_untied_blocks_are_run_one_in_each_loop():
     """A stack whose layers share weights after all, or that runs all of them in each loop."""
     model, tied = build("untied-deep-long"), build("loop")

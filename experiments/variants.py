@@ -402,14 +402,6 @@ class ShorterFlatFewBytes(FlatFewBytes):
     steps = ShorterFewBytes.steps
 
 
-class NoInjection(RecurrentDepthTransformer):
-    """B = 0: e enters through R(h, e) alone."""
-
-    def __init__(self, config=None, **overrides):
-        super().__init__(config, **overrides)
-        self.state_update.b.requires_grad_(False).zero_()
-
-
 class Untied(RecurrentDepthTransformer):
     """One block per loop: a stack that gets e at each block, and is read out like the loop.
 
@@ -513,7 +505,6 @@ VARIANTS = {
             model=Untied,
         ),
         "act": Variant("ACT, loops free: a weighted sum of all states", model=WeightedOutput),
-        "no-injection": Variant("B = 0", model=NoInjection),
         "free-a": Variant("A unconstrained", dict(spectral_radius_target=None)),
     },
     "circuits": {
