@@ -811,7 +811,7 @@ def draw_text(found: Runs, path: Path) -> None:
         if name in colours:
             loops = [int(L) for L in runs[0]["bits_per_byte"]]
             middle, low, high = by_seed([[*n["bits_per_byte"].values()] for n in runs])
-            right.plot(loops, middle, "o-", color=colour, label=VARIANTS["text"][name].what)
+            right.plot(loops, middle, "o-", color=colour)
             right.fill_between(loops, low, high, color=colour, alpha=0.2)  # worst to best seed
     left.set_yticks(range(len(found)), [VARIANTS["text"][name].what for name in found])
     left.invert_yaxis()
@@ -822,9 +822,8 @@ def draw_text(found: Runs, path: Path) -> None:
     )
     right.set_xscale("log", base=2)
     right.set_xticks(variants.TEXT_LOOPS, [f"{L}" for L in variants.TEXT_LOOPS], minor=False)
-    right.set(xlabel="loops", ylabel="held-out bits per byte", title="At other loop counts")
-    if colours:
-        right.legend()
+    right.set(xlabel="loops", ylabel="held-out bits per byte")
+    right.set_title("At other loop counts (colours: as on the left)")
     picture.savefig(path, dpi=120, format="png")
 
 
