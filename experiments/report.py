@@ -527,7 +527,7 @@ def readme_points(
     poor = {name: saved_by_looping("few-bytes", few)(name, runs) for name, runs in few.items()}
     whole = {first: saves("all", layers["all"]) for first, saves in saved_in(layers, text).items()}
     points = (
-        "* **Reach.** Trained on at most 5 hops, the loop answers at 10; 14 layers learn 5, "
+        "* **Reach.** Trained on at most 5 hops, the loop answers at 10; 14 layers learn 5 and "
         f"little more (at 6: {a_hop_more('flat-slow')}%; told T: "
         f"{a_hop_more('flat-flops-told-long')}%). Taught every hop, it walks trees that it never "
         "saw; on rings its errors add up.",

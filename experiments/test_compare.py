@@ -891,6 +891,8 @@ def test_results_md_and_readme_are_what_the_program_writes():
     readme = (ROOT / "README.md").read_text("utf-8")
     assert report.with_summary(readme, report.RESULTS) == readme and "| ends |" in readme
     assert f"[{len([*report.RESULTS.glob('chains-*.json')])} runs]" in readme
+    points = readme.split("points -->")[1].splitlines()[1:-1]
+    assert 0 < len(points) <= 10 and max(map(len, points)) <= 120
 
 
 def test_each_table_says_what_its_arms_were_given():
