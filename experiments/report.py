@@ -206,7 +206,8 @@ def readme_summary(found: Runs) -> str:
     """The loop and its strongest opponents. found: what `load_results` has of the chains."""
 
     def at_last_halted(name: str, runs: list[dict]) -> str:
-        asked = runs if loops_freely(name, runs) else []  # ACT, whose loops are free, hardly halts
+        act = variant_of(name, runs).model is variants.WeightedOutput  # it hardly halts
+        asked = runs if has_loop(runs) and not act else []
         return spread([100 * n["halting"]["accuracy"][LAST] for n in asked])
 
     columns: dict[str, Column] = {
@@ -318,7 +319,7 @@ def chains_sections(found: Runs) -> list[Section]:
             readme_summary(found),
             "The lead: by how many points the loop with the same supervision is ahead of this "
             "model, paired by seed. Untied blocks are read after as many as their curriculum came "
-            "to.",
+            "to, or where they halt; the last of them repeats.",
             "Left: accuracy by hops, with and without a loop. Right: the loop, with changes.",
         ),
         Section(

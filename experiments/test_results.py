@@ -136,6 +136,7 @@ def said(run):
         values |= halting(run)
     if run.get("variant") in OWN_LOOP:
         shown = {f"{k} hops" for k in range(11)} | {"worst of 0–5 hops", "reach"}
+        shown |= {"10 hops, halting"} if run["variant"] == UNTIED else set()
         values = {key: values[key] for key in shown}
     if run.get("variant") == "ends":  # never taught that a loop is a hop: rings ask it nothing
         values = {key: value for key, value in values.items() if "ring" not in key}
