@@ -67,12 +67,12 @@ def fixed(numbers: dict) -> float:
 
 
 def best_count(numbers: dict) -> int:
-    """That number of loops."""
+    """The number of loops that `fixed` takes."""
     return max(map(int, numbers["accuracy"]), key=lambda L: mean(numbers["accuracy"][f"{L}"]))
 
 
 def at_test_loops(numbers: dict) -> float:
-    """The same after the usual number of loops."""
+    """Accuracy in %, over all hops or depths, after the usual number of loops."""
     return 100 * mean(accuracy_at(numbers, Chains.test_loops))
 
 
@@ -82,6 +82,7 @@ def loops_spent(numbers: dict) -> float:
 
 
 def loops_more(numbers: dict) -> float:
+    """With halting, for the hardest questions than for the easiest."""
     return numbers["halting"]["loops"][LAST] - numbers["halting"]["loops"][0]
 
 

@@ -500,7 +500,8 @@ VARIANTS = {
             "14 layers, told how many hops, twice the steps", SAME_FLOPS, ToldHops
         ),
         "untied-deep-long": Variant(
-            "12 untied blocks (read after the last trained), no noise, 1,200 steps, to 10 hops",
+            "12 untied blocks (read after the last trained), no noise, "
+            f"{DeepChains.steps:,} steps, to {DeepChains.train_hops} hops",
             task=DeepChains,
             model=Untied,
         ),
