@@ -4,47 +4,47 @@
 A language model that loops a few blocks instead of stacking many, so that the same weights can
 think longer about harder input:
 
-    e        = RMSNorm(Prelude(RMSNorm(embed(tokens))))   once
+    e        = input_norm(Prelude(embed_norm(embed(tokens))))   once
     h_0      = 0
-    h_{t+1}  = A·h_t + B·e + R(h_t, e)                    in each loop t = 0 … L−1, same weights
-    logits   = head(RMSNorm(Coda(RMSNorm(h_L))))          once; if L = 0, Coda(RMSNorm(e))
+    h_{t+1}  = A·h_t + B·e + R(h_t, e)                          L loops, t = 0 … L−1, same weights
+    R(h, e)  = Blocks(loop_norm(h + e))
+    logits   = head(output_norm(Coda(state_norm(h_L))))         once
 
-Prelude, Blocks and Coda are stacks of pre-norm transformer blocks; R(h, e) = Blocks(RMSNorm(h+e)).
-A block returns its input plus what it computes, so R is RMSNorm(h + e) plus what the blocks add.
-The state h is the scratch pad; the input e is offered again in every loop.
+The state h is the model's scratch pad; the input e is offered again in every loop. Prelude, Blocks
+and Coda are ordinary pre-norm transformer blocks, and every norm is an RMSNorm. Blocks are
+residual, so R already contains loop_norm(h + e). A and B are learned, one number per channel.
 
     model = RecurrentDepthTransformer(get_model_config("tiny"))
     logits, loss = model(tokens, targets, n_loops=8)     # depth is an argument, not a constant
     tokens = model.generate(tokens, 32, halt_threshold=0.3)
 
-Read from the top: config, attention, feed-forward, block, state update, cache, sampling, model.
-After the line END OF THE MODEL come sizes, plumbing and the checks of arguments: expect(ok, field,
-got, expected) raises a ValueError unless ok. To look inside a model or count what it costs:
-experiments/measure.py. Attentions, feed-forwards, Block and StateUpdate say under "To lift it" what
-to copy with them into a file of yours, besides `import torch`.
+Read from the top. First what is new: the state update, and the model with its loop and its halting.
+Then what other transformers have, too: block, attention, feed-forward, experts, cache, sampling.
+Whoever stops at the line END OF THE MODEL has seen the whole model. Below it: looking inside,
+counting, named sizes, and the checks of arguments. There, `check` and `expect` raise a ValueError
+that names the argument, what it got and what was expected.
+
+To copy a part into a file of yours: its docstring says under "To lift it" what to take along.
+
+Letters in equations and shapes:
+    N  sequences in the batch     D  d_model              H  query heads
+    T  new tokens in this call    C  head_dim             G  key/value heads (GQA)
+    S  all tokens, past and new   Z  kv_lora_rank (MLA)   W  numbers in a row of the cache
+    L  loops, t the current one   E  routed experts       K  experts chosen per token
+    V  vocabulary
 
 Not here: training (train_tiny.py), tokenizers, dropout, multi-token prediction, multi-GPU code.
 The architecture is speculation, after OpenMythos, a community's guess at how a looped model might
 be built. Neither project is affiliated with Anthropic, and nobody has confirmed the architecture.
-
-Letters in equations and shapes. A *row* is what the cache keeps of a token, per layer and loop.
-    N  sequences in the batch     D  d_model              H  query heads
-    T  new tokens in this call    C  head_dim             G  key/value heads (GQA)
-    S  all tokens: past and new   Z  kv_lora_rank (MLA)   W  numbers in a row
-    L  loops, t the current one   E  routed experts       K  experts chosen per token
-    V  vocabulary
-
-References: looped depth: Universal Transformer (arXiv 1807.03819), Huginn (2502.05171), Parcae
-(2604.12946); GQA (2305.13245); MLA: DeepSeek-V2 (2405.04434); experts: DeepSeekMoE (2401.06066),
-DeepSeek-V3 (2412.19437); loss-free balancing (2408.15664); RoPE (2104.09864); SwiGLU (2002.05202).
+Looped depth in the literature: Universal Transformer (arXiv 1807.03819), Huginn (2502.05171),
+Parcae (2604.12946). The parts name their papers.
 """
 
 import math
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Annotated, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -55,58 +55,412 @@ from torch import Tensor, nn
 # ------------------------------------------------------------------------------------------------
 
 
-# What a number may be: its type, in words, and a test. `check_numbers`, at the end of the file,
-# reads these annotations: a config's, and those of the functions below.
-NonNegInt = Annotated[int, "an integer >= 0", lambda x: x >= 0]
-PosInt = Annotated[int, "an integer >= 1", lambda x: x >= 1]
-NonNegFloat = Annotated[float, "a finite number >= 0", lambda x: x >= 0]
-PosFloat = Annotated[float, "a finite number above 0", lambda x: x > 0]
-Probability = Annotated[float, "a number in (0, 1]", lambda x: 0 < x <= 1]
-
-
 @dataclass(frozen=True)
 class MythosConfig:
     """Every number of the architecture. The defaults build in a moment on a laptop.
 
-    A width that is None follows the rule in its comment: `derive_widths` has the number.
-    Raises ValueError at construction if a field, or a combination of fields, is impossible. The
-    checks read the types below. A field of yours may have one of them, or its own, such as
-    Annotated[float, "a number in [0, 1)", lambda x: 0 <= x < 1]; a bare int or float is not
-    checked. `make_block` gets all fields, with the widths filled in.
+    Raises ValueError at construction if a field, or a combination of fields, is impossible. A width
+    that is None follows the rule in its comment; `derive_widths` computes it.
     """
 
-    vocab_size: PosInt = 256  # V; 256: bytes
-    d_model: PosInt = 128  # D, width of the residual stream
-    max_seq_len: PosInt = 1024  # the longest sequence accepted, in tokens
-    embed_norm: bool = True  # of the embedding (std 0.02), which else drowns in the blocks
+    vocab_size: int = 256  # V; 256: bytes
+    d_model: int = 128  # D, width of the residual stream
+    max_seq_len: int = 1024  # the longest sequence accepted, in tokens
+    embed_norm: bool = True  # the embedding (std 0.02) is otherwise too small beside the blocks
 
     # The three stages. With recurrent_layers = 0 there is no loop: a plain transformer.
-    prelude_layers: NonNegInt = 1  # blocks run once, before the loop
-    recurrent_layers: NonNegInt = 1  # blocks inside the loop, run n_loops times
-    coda_layers: NonNegInt = 1  # blocks run once, after the loop
-    max_loop_iters: NonNegInt = 8  # the default L, not a limit: a call may ask for more
-    spectral_radius_target: PosFloat | None = 0.95  # < 1; rho(A) stays below it; None: A is free
+    prelude_layers: int = 1  # blocks run once, before the loop
+    recurrent_layers: int = 1  # blocks inside the loop, run n_loops times
+    coda_layers: int = 1  # blocks run once, after the loop
+    max_loop_iters: int = 8  # the default L, not a limit: a call may ask for more
+    spectral_radius_target: float | None = 0.95  # < 1; rho(A) stays below it; None: A is free
 
     # Attention. head_dim is the width of a query head; MLA adds head_dim / 2 numbers for RoPE.
     attention_type: str = "mla"  # "mla" or "gqa"
-    n_heads: PosInt = 4  # H
-    head_dim: PosInt | None = None  # C; None: d_model / n_heads
-    n_kv_heads: PosInt | None = None  # G, GQA only; None: n_heads / 4 if whole, else n_heads
-    kv_lora_rank: PosInt | None = None  # Z, MLA only; None: 4·head_dim, as in DeepSeek-V2
-    q_lora_rank: PosInt | None = None  # MLA only; None: queries are not compressed
-    rope_theta: PosFloat = 10_000.0  # base of RoPE's angles: larger means slower rotation
+    n_heads: int = 4  # H
+    head_dim: int | None = None  # C; None: d_model / n_heads
+    n_kv_heads: int | None = None  # G, GQA only; None: n_heads / 4 if whole, else n_heads
+    kv_lora_rank: int | None = None  # Z, MLA only; None: 4·head_dim, as in DeepSeek-V2
+    q_lora_rank: int | None = None  # MLA only; None: queries are not compressed
+    rope_theta: float = 10_000.0  # base of RoPE's angles: larger means slower rotation
 
     # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
-    d_ff: PosInt | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, rounded up to 64·n
-    num_experts: NonNegInt = 8  # E, routed
-    num_experts_per_token: PosInt = 2  # K
-    num_shared_experts: NonNegInt = 1  # experts that every token uses, besides its K
-    d_expert: PosInt | None = None  # one expert's; None: d_ff / (K + shared), rounded up to 8·n
+    d_ff: int | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, rounded up to 64·n
+    num_experts: int = 8  # E, routed
+    num_experts_per_token: int = 2  # K
+    num_shared_experts: int = 1  # experts that every token uses, besides its K
+    d_expert: int | None = None  # one expert's; None: d_ff / (K + shared), rounded up to 8·n
 
-    norm_eps: PosFloat = 1e-6
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_config(self)
+        check_config(self)  # a field that you add gets one line there
+
+
+def derive_widths(config: MythosConfig) -> SimpleNamespace:
+    """All fields of a config, yours included, with the widths filled in where they are None.
+
+    Also rope_dim, how many numbers of a head RoPE rotates (GQA: all C; MLA: C/2 besides the C), and
+    row_width = W, how many numbers a token adds to the cache in each layer it passes. The config
+    itself stays as it is: a width written into it would go stale when another field is replaced.
+    """
+    c, mla = SimpleNamespace(**vars(config)), config.attention_type == "mla"
+    c.head_dim = c.head_dim or c.d_model // c.n_heads
+    c.n_kv_heads = c.n_kv_heads or (c.n_heads // 4 if c.n_heads % 4 == 0 else c.n_heads)
+    c.kv_lora_rank = c.kv_lora_rank or 4 * c.head_dim
+    c.d_ff = c.d_ff or 64 * math.ceil(c.d_model * 8 / 3 / 64)
+    experts_used = c.num_experts_per_token + c.num_shared_experts
+    c.d_expert = c.d_expert or 8 * math.ceil(c.d_ff / experts_used / 8)
+    c.rope_dim = c.head_dim // 2 if mla else c.head_dim
+    # MLA leaves a latent and one rotated key, GQA a key and a value per key/value head.
+    c.row_width = c.kv_lora_rank + c.rope_dim if mla else 2 * c.n_kv_heads * c.head_dim
+    return c
+
+
+# ------------------------------------------------------------------------------------------------
+# What is new: the state update, and the model that loops
+# ------------------------------------------------------------------------------------------------
+
+
+class StateUpdate(nn.Module):
+    """h_{t+1} = A·h_t + B·e + r, each (N, T, D), where r = R(h_t, e) is what the blocks returned.
+
+    A and B are diagonal, D numbers each. A diagonal A cannot mix channels, but mixing channels is
+    R's job. What it buys: the spectral radius, rho(A) = max|A_i|, costs nothing to know, and is
+    bounded for every value of the parameter `a` (unless the target is None):
+
+        A = target · (1 − 2^-8) · sigmoid(a)   hence rho(A) < target
+
+    Rounding to bf16 can raise a number by up to 2^-8 of itself; the factor 1 − 2^-8 keeps A below
+    the target even then.
+
+    R reads a normalised input, so for given weights some r_max bounds |R|, however large h is, and
+        |h_t| <= rho^t·|h_0| + (b_max + r_max) / (1 − rho),   b_max the largest |B·e|.
+    A bounded h need not settle: that depends on the whole Jacobian A + dR/dh, whose spectral radius
+    `loop_gain` measures.
+
+    To lift it: `nn`, `Tensor`.
+    """
+
+    def __init__(self, d_model: int, spectral_radius_target: float | None = 0.95) -> None:
+        super().__init__()
+        self.spectral_radius_target = spectral_radius_target
+        self.a = nn.Parameter(torch.empty(d_model))
+        self.b = nn.Parameter(torch.empty(d_model))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.a.zero_()  # A starts just below target / 2
+        self.b.fill_(0.5)  # B·e starts comparable to R
+
+    def diagonal_A(self) -> Tensor:
+        """The diagonal of A, (D,), fp32."""
+        a, target = self.a.float(), self.spectral_radius_target
+        if target is None:  # no bound; it starts about where a target of 0.95 does
+            return a + 0.475
+        return target * (1 - 2**-8) * a.sigmoid()
+
+    def forward(self, h: Tensor, e: Tensor, r: Tensor) -> Tensor:
+        return self.diagonal_A().to(h.dtype) * h + self.b.to(h.dtype) * e + r
+
+
+def relative_change(h_next: Tensor, h: Tensor) -> Tensor:
+    """|h_{t+1} − h_t| / |h_{t+1}| of each token, fp32: (..., D) -> (...). From h = 0 it is 1."""
+    moved, size = (h_next.float() - h.float()).norm(dim=-1), h_next.float().norm(dim=-1)
+    return moved / size.clamp_min(1e-30)  # a state that stays at 0 has not moved
+
+
+class RecurrentDepthTransformer(nn.Module):
+    """Prelude once, recurrent blocks looped n_loops times, coda once (equations at the top).
+
+    RecurrentDepthTransformer(config), RecurrentDepthTransformer(d_model=256, attention_type="gqa"),
+    or both: keywords override fields of the config. `model.config` is the config in force.
+
+    `model.compile()` traces one graph for each n_loops, and torch stops after 8. To train with many
+    loop counts compile the blocks: `for block in model.recurrent: block.compile()`, one graph.
+    """
+
+    def __init__(self, config: MythosConfig | None = None, **overrides) -> None:
+        super().__init__()
+        expect(isinstance(config, MythosConfig | None), "config", config, "a MythosConfig or None")
+        self.config = c = replace(config or MythosConfig(), **overrides)
+        self.widths = widths = derive_widths(c)
+        D, eps, moe = c.d_model, c.norm_eps, c.num_experts > 0
+        self.embed = nn.Embedding(c.vocab_size, D)
+        norm = nn.RMSNorm(D, eps=eps, elementwise_affine=False)
+        self.embed_norm = norm if c.embed_norm else nn.Identity()
+        self.prelude = nn.ModuleList(make_block(widths) for _ in range(c.prelude_layers))
+        self.input_norm = nn.RMSNorm(D, eps=eps)
+        self.recurrent = nn.ModuleList(make_block(widths, moe) for _ in range(c.recurrent_layers))
+        if c.recurrent_layers > 0:
+            self.loop_norm = nn.RMSNorm(D, eps=eps)
+            self.state_update = StateUpdate(D, c.spectral_radius_target)
+        self.state_norm = nn.RMSNorm(D, eps=eps)
+        self.coda = nn.ModuleList(make_block(widths) for _ in range(c.coda_layers))
+        self.output_norm = nn.RMSNorm(D, eps=eps)
+        self.head = nn.Linear(D, c.vocab_size, bias=False)
+        self.init_weights()
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, *, n_loops: int | None = None,
+                grad_loops: int | None = None, state_noise: float = 0.0,
+                halt_threshold: float | None = None, cache: "Cache | None" = None,
+                logits_to_keep: int = 0) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """Token ids (N, T) -> logits (N, T, V) and, given targets (N, T), their mean cross-entropy.
+
+        targets: the id wanted at each position (the caller shifts); −100 is not scored. When you
+            accumulate gradients, weight each loss by its share of all scored targets.
+        n_loops: None is config.max_loop_iters; more is allowed; 0: no loop, the coda reads e.
+        grad_loops, state_noise: for training, see `run_loop`.
+        halt_threshold: a token halts once a loop changes its state by less, see `run_halting_loop`.
+        cache: tokens continue the sequences that the cache holds; it must be one of this model,
+            and of the weights that the model has now.
+        logits_to_keep: make logits, and score targets, of only so many last tokens; 0: of all.
+        Halting and caching are for inference: with either, no gradient is recorded, not a loss's.
+        Raises ValueError naming the argument that is out of range.
+        """
+        n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, grad_loops=grad_loops,
+                             state_noise=state_noise, halt_threshold=halt_threshold,
+                             logits_to_keep=logits_to_keep)  # fmt: skip
+        if halt_threshold is not None and cache is None:
+            cache = self.new_cache(*tokens.shape, n_loops)  # it holds the rows of halted tokens
+        expect(cache is None or not grad_loops, "grad_loops", grad_loops, "None if nothing learns")
+        expect(cache is None or not state_noise, "state_noise", state_noise, "0 if nothing learns")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            e, rope = self.run_prelude(tokens, cache)
+            if n_loops == 0:
+                h = e
+            elif halt_threshold is None:
+                h = self.run_loop(e, rope, n_loops, cache, grad_loops, state_noise)
+            else:
+                h, _ = self.run_halting_loop(e, rope, n_loops, cache, halt_threshold)
+            logits = self.run_coda(h, rope, cache, logits_to_keep)
+        if cache is not None:
+            cache.n_tokens += tokens.shape[1]
+        if targets is None:
+            return logits, None
+        targets = targets[:, -logits_to_keep:].flatten().long()
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets)
+
+    def run_prelude(self, tokens: Tensor, cache=None) -> tuple[Tensor, Tensor]:
+        """e = input_norm(Prelude(embed_norm(embed(tokens)))), (N, T, D), and the tokens' `rope`."""
+        past = 0 if cache is None else cache.n_tokens
+        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        rope = rope_angles(positions, self.widths.rope_dim, self.config.rope_theta)
+        x = self.run_blocks(self.prelude, self.embed_norm(self.embed(tokens)), rope, cache)
+        return self.input_norm(x), rope
+
+    def run_blocks(self, blocks, x: Tensor, rope: Tensor, cache=None, slot=0, halted=None):
+        """x (N, T, D) through the blocks, whose rows go to the cache's slots from `slot` on."""
+        for i, block in enumerate(blocks):
+            recall = None if cache is None else partial(cache.append, slot + i, halted)
+            x = block(x, rope, recall)
+        return x
+
+    def initial_state(self, e: Tensor) -> Tensor:
+        """h_0 = 0, (N, T, D)."""
+        return torch.zeros_like(e)
+
+    def step(self, h: Tensor, e: Tensor, rope: Tensor, t: int, cache=None, halted=None) -> Tensor:
+        """Loop t: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(loop_norm(h + e)), (N, T, D).
+
+        t has no upper limit: a call may ask for more loops than training ever used. What crosses
+        loops, besides h, must come from the functions that loop (the two below): `loop_gain` and
+        others call `step` by itself.
+        """
+        slot = 0 if cache is None else cache.first_slot(t)
+        r = self.run_blocks(self.recurrent, self.loop_norm(h + e), rope, cache, slot, halted)
+        return self.state_update(h, e, r)
+
+    def run_loop(self, e, rope, n_loops, cache=None, grad_loops=None, state_noise=0.0, states=None):
+        """The loop: h_L, the state after the last loop, (N, T, D).
+
+        The answer is the *last* state: a weighted sum over loops may tie the model to the depth
+        that it was trained at. `states`, if given, collects h_1, h_2, … h_L. For training:
+
+        state_noise: noise on each new state, as a share of its size, which the next loop has to put
+            right (noise in recurrent networks: Jim, Giles and Horne 1996).
+        grad_loops: only the last grad_loops loops carry gradient (truncated backpropagation through
+            time); None: all. The prelude still learns, through the e of those loops.
+        """
+        h = self.initial_state(e)
+        for t in range(n_loops):
+            h = self.step(h, e, rope, t, cache)
+            if state_noise > 0:
+                h = (
+                    h
+                    + state_noise * torch.randn_like(h) * h.detach().square().mean(-1, True).sqrt()
+                )
+            if grad_loops is not None and t < n_loops - grad_loops:
+                h = h.detach()
+            if states is not None:
+                states.append(h)
+        return h
+
+    def run_halting_loop(self, e, rope, n_loops, cache, halt_threshold, states=None):
+        """The loop in which tokens stop by themselves: h_L and the loops that each used, (N, T).
+
+        A token halts after the first loop that leaves its state settled (`has_settled`). From then
+        on its state stands still, and so do its rows in the cache. Say there are 4 loops, and a
+        token halts after loop 1:
+
+            its state            h_1, h_2, h_2, h_2
+            its row of loop      0, 1, 1, 1              in the slots of loops 0, 1, 2, 3
+
+        In loop 3 a later token reads the row of loop 1, whether both came in one call or the later
+        one is decoded a day after. Since no token looks at later ones, decoding token by token then
+        gives the answer of one pass (up to rounding, which may tip a token over the threshold).
+
+        Halting saves work once *all* tokens of the call, in all N sequences, have halted. Until
+        then a halted token is computed like the others, and the result is discarded.
+        """
+        expect(cache is not None, "cache", cache, "a cache, which holds the rows of halted tokens")
+        h = self.initial_state(e)
+        halted = torch.zeros(e.shape[:2], dtype=torch.bool, device=e.device)
+        loops_used = torch.zeros_like(halted, dtype=torch.int64)
+        for t in range(n_loops):
+            h_next = self.step(h, e, rope, t, cache, halted)
+            h_next = torch.where(halted[..., None], h, h_next)
+            loops_used = loops_used + ~halted
+            halted = halted | self.has_settled(h_next, h, halt_threshold)
+            h = h_next
+            if states is not None:
+                states.append(h)
+            if halted.all():  # waits for the GPU once per loop
+                cache.fill_later_loops(t, e.shape[1])
+                break
+        return h, loops_used
+
+    def has_settled(self, h_next: Tensor, h: Tensor, halt_threshold: float) -> Tensor:
+        """The halting rule: which tokens (N, T) may halt with h_next, the state after this loop.
+
+        With threshold 0 none may, not even one that stands perfectly still. A custom rule may use
+        only the token's own states; anything else breaks cached decoding, where earlier tokens are
+        no longer at hand, or stand at their last loop instead of this one. A rule that needs more
+        than two states, say three loops in a row, goes into `run_halting_loop`.
+        """
+        return relative_change(h_next, h) < halt_threshold  # nan, an exploded state: not settled
+
+    def run_coda(self, h: Tensor, rope: Tensor, cache=None, logits_to_keep: int = 0) -> Tensor:
+        """logits = head(output_norm(Coda(state_norm(h)))), (N, T, V)."""
+        slot = 0 if cache is None else cache.first_slot(cache.n_loops)
+        x = self.run_blocks(self.coda, self.state_norm(h), rope, cache, slot)
+        return self.head(self.output_norm(x[:, -logits_to_keep:]))  # 0: x[:, 0:] is all
+
+    def new_cache(self, batch_size: int, length: int, n_loops: int | None = None) -> "Cache":
+        """An empty cache for `length` tokens at exactly `n_loops` loops, on the model's device."""
+        check(batch_size=batch_size, length=length)
+        c, n_loops = self.config, loops_of_call(self.config, n_loops)
+        expect(length <= c.max_seq_len, "length", length, f"at most max_seq_len = {c.max_seq_len}")
+        shape = (layer_applications(self, n_loops), batch_size, length, self.widths.row_width)
+        return Cache(shape, n_loops, c.prelude_layers, c.recurrent_layers)
+
+    @torch.no_grad()
+    def generate(self, tokens: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
+                 top_k: int | None = None, top_p: float | None = None, n_loops: int | None = None,
+                 halt_threshold: float | None = None, eos_token: int | None = None,
+                 generator=None) -> Tensor:  # fmt: skip
+        """Continue prompts (N, T), all of one length, with sampled ids: (N, T + max_new_tokens).
+
+        No token is masked: padding would be read as part of the prompt, and change the answer. Call
+        this once for each length.
+
+        temperature, top_k, top_p: see `sample`. A sequence that has produced eos_token is padded
+        with it; generation ends early when every one has. n_loops and halt_threshold are forward's.
+        Raises ValueError for arguments out of range, if prompt and new tokens exceed
+        config.max_seq_len, and if the logits contain +inf or nan.
+        """
+        how = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+        n_loops = check_call(self, tokens, n_loops=n_loops, halt_threshold=halt_threshold,
+                             max_new_tokens=max_new_tokens, eos_token=eos_token, **how)  # fmt: skip
+        V = self.config.vocab_size
+        expect(eos_token is None or eos_token < V, "eos_token", eos_token, f"an id below {V}")
+        (N, T), eos = tokens.shape, -1 if eos_token is None else eos_token  # no id is −1
+        cache, new = self.new_cache(N, T + max_new_tokens, n_loops), tokens
+        done = torch.zeros(N, 1, dtype=torch.bool, device=tokens.device)
+        with evaluation_mode(self):
+            for _ in range(max_new_tokens):
+                logits, _ = self(new, n_loops=n_loops, halt_threshold=halt_threshold, cache=cache,
+                                 logits_to_keep=1)  # fmt: skip
+                new = sample(logits[:, -1], **how, generator=generator).to(tokens.dtype)
+                new = new.masked_fill(done, eos)
+                done, tokens = done | (new == eos), torch.cat([tokens, new], dim=1)
+                if done.all():
+                    break
+        return tokens
+
+    def update_router_bias(self, speed: float = 1e-3) -> Tensor:
+        """Balance all experts (see MixtureOfExperts); returns the loads, (layers with experts, E).
+
+        Call once after each optimizer step. A model without experts returns an empty tensor.
+        """
+        check(speed=speed)
+        loads = [moe.update_router_bias(speed) for moe in expert_layers(self)]
+        return torch.stack(loads) if loads else torch.empty(0)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """(Re)initialise everything; after `to_empty(device=...)` it makes a meta model a real one.
+
+        embed, head           normal, std 0.02
+        every other matrix    normal, std 0.8 / sqrt(inputs): measured to train well (toy)
+        norms                 1
+        A, B                  a = 0: A starts just below target / 2 (free: 0.475); b = 0.5
+        router bias, load     0
+
+        What you add: an nn.Linear is a matrix as above (its bias 0); any other module needs a
+        method reset_parameters, which has the last word about the modules inside it. A parameter
+        outside of such modules raises ValueError: a learned h_0, say, can go into StateUpdate. To
+        tie head and embedding, override this method and tie them in it, or `to_empty` unties them.
+        """
+        reset_modules(self)
+        self.embed.weight.normal_(std=0.02)
+        self.head.weight.normal_(std=0.02)
+
+
+# ------------------------------------------------------------------------------------------------
+# What other transformers have, too: the block
+# ------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + ffn(norm(x)), (N, T, D).
+
+    To lift it: `nn`, `Tensor`; an attention, called as attention(x, rope, recall) like the two
+    below, and a feed-forward, called as ffn(x). Each returns (N, T, D).
+    """
+
+    def __init__(self, d_model: int, attention: nn.Module, ffn: nn.Module, norm_eps: float = 1e-6):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.attention = attention
+        self.ffn_norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.ffn = ffn
+
+    def forward(self, x: Tensor, rope: Tensor, recall=None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, recall)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+def make_block(c: SimpleNamespace, moe: bool = False) -> Block:
+    """A block with the config's attention, and with experts or a dense SwiGLU.
+
+    c: the config's fields, yours included, with the widths filled in by `derive_widths`. To swap
+    the attention kernel, pass attend=…: it is called like `causal_attention`, meets T = S, T = 1
+    and T between, and fewer key/value heads than query heads, from `absorbed` only one.
+    """
+    common = dict(d_model=c.d_model, n_heads=c.n_heads, head_dim=c.head_dim)
+    if c.attention_type == "mla":
+        common |= dict(rope_dim=c.rope_dim, kv_lora_rank=c.kv_lora_rank, q_lora_rank=c.q_lora_rank)
+        attention = MultiHeadLatentAttention(**common, norm_eps=c.norm_eps)
+    else:
+        attention = GroupedQueryAttention(**common, n_kv_heads=c.n_kv_heads)
+    if moe:
+        routed = c.num_experts, c.num_experts_per_token
+        ffn = MixtureOfExperts(c.d_model, c.d_expert, *routed, c.num_shared_experts)
+    else:
+        ffn = SwiGLU(c.d_model, c.d_ff)
+    return Block(c.d_model, attention, ffn, c.norm_eps)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -115,7 +469,7 @@ class MythosConfig:
 
 
 def rope_angles(positions: Tensor, width: int, theta: float = 10_000.0) -> Tensor:
-    """cos and sin of RoPE's rotation angles, fp32, (2, T, width/2).
+    """cos and sin of RoPE's rotation angles (arXiv 2104.09864), fp32, (2, T, width/2).
 
     Computed from integer positions (T,) on every call: a stored table would lose its precision in
     `.to(torch.bfloat16)` and its values in `to_empty`.
@@ -127,8 +481,8 @@ def rope_angles(positions: Tensor, width: int, theta: float = 10_000.0) -> Tenso
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate each pair (x_i, x_{i + width/2}) of x (..., T, width) by its angle (RoFormer; the
-    pairing is GPT-NeoX's). rope: from `rope_angles`."""
+    """Rotate each pair (x_i, x_{i + width/2}) of x (..., T, width) by its angle. rope: from
+    `rope_angles`. (RoFormer pairs neighbours; this pairing is GPT-NeoX's.)"""
     cos, sin = rope
     x1, x2 = x.chunk(2, dim=-1)  # low-precision x meets fp32 cos: the product is fp32
     return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).to(x.dtype)
@@ -147,20 +501,20 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
     if T == 1:  # it sees all keys. The H/G heads that share a key go as H/G queries of one head
         out = F.scaled_dot_product_attention(q.reshape(N, G, H // G, -1), k, v, scale=scale)
         return out.reshape(N, H, 1, -1)
-    # New tokens behind a past: is_causal would let query 0 see key 0 alone. So the mask is written.
+    # New tokens behind a past: is_causal would align query 0 with key 0, so we build the mask.
     mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
 
 
 class GroupedQueryAttention(nn.Module):
-    """Causal self-attention in which H / G query heads share one key/value head (Ainslie 2023).
+    """Causal self-attention; H / G query heads share one key/value head (arXiv 2305.13245).
 
-    forward: x (N, T, D), rope = `rope_angles` of x's positions -> (N, T, D). A token's row, which
-    later tokens need, holds its keys and values: W = 2·G·C numbers. `append`, given when there is a
-    cache, stores the new rows (N, T, W) and returns the rows of all tokens so far, (N, S, W).
-    attend: called as `causal_attention` is. For another, say a sliding window: see `make_block`.
+    forward: x (N, T, D), rope = `rope_angles(positions, head_dim)` for x's positions -> (N, T, D).
+    A token's *row*, all that later tokens need of it, is its keys and values: W = 2·G·C numbers.
+    `recall`, given when there is a cache, stores the new rows, (N, T, W), and returns the rows of
+    all tokens so far, (N, S, W).
 
-    To lift it: `nn`, `F`, `Tensor`, `apply_rope`, `causal_attention`.
+    To lift it: `nn`, `F`, `Tensor`, `rope_angles`, `apply_rope`, `causal_attention`.
     """
 
     def __init__(self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int,
@@ -173,23 +527,25 @@ class GroupedQueryAttention(nn.Module):
         self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=False)
         self.out_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
-    def forward(self, x: Tensor, rope: Tensor, append=None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, recall=None) -> Tensor:
         (N, T, _), C, G = x.shape, self.head_dim, self.n_kv_heads
         q = self.q_proj(x).view(N, T, -1, C).transpose(1, 2)  # (N, H, T, C)
         k = self.k_proj(x).view(N, T, G, C).transpose(1, 2)  # (N, G, T, C)
         v = self.v_proj(x).view(N, T, G, C).transpose(1, 2)
         q, k = apply_rope(q, rope), apply_rope(k, rope)
-        if append is not None:
-            rows = append(torch.cat([k, v], dim=1).transpose(1, 2).flatten(2))  # (N, S, 2·G·C)
+        if recall is not None:
+            rows = recall(torch.cat([k, v], dim=1).transpose(1, 2).flatten(2))  # (N, S, 2·G·C)
             k, v = rows.view(N, -1, 2 * G, C).transpose(1, 2).chunk(2, dim=1)  # (N, G, S, C) each
         return self.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """Causal self-attention whose keys and values are rebuilt from one small latent (DeepSeek-V2).
+    """Causal self-attention that rebuilds keys and values from one small latent (DeepSeek-V2, arXiv
+    2405.04434).
 
-    forward, rope, append and attend as in GroupedQueryAttention. A row is a latent of Z numbers and
-    *one* rotated key of rope_dim numbers for all heads: W = Z + rope_dim, however many heads.
+    forward as in GroupedQueryAttention, with rope = `rope_angles(positions, rope_dim)`. A row is a
+    latent of Z numbers and *one* rotated key of rope_dim numbers for all heads: W = Z + rope_dim,
+    however many heads.
 
     Each head's score has a part without positions, C wide, and a rotated part:
         score(i, j) = (q_i·k_j + q_rope_i·k_rope_j) / sqrt(C + rope_dim)
@@ -198,7 +554,8 @@ class MultiHeadLatentAttention(nn.Module):
     that rotation would stand between q and U_k, and `absorbed` below could not apply U_k to the
     query instead. Hence the separate rotated key.
 
-    To lift it: `nn`, `F`, `Tensor`, `apply_rope`, `causal_attention`, `is_plain_linear`.
+    To lift it: `nn`, `F`, `Tensor`, `rope_angles`, `apply_rope`, `causal_attention`,
+    `is_plain_linear`.
     """
 
     def __init__(self, *, d_model: int, n_heads: int, head_dim: int, rope_dim: int,
@@ -221,18 +578,18 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_up_proj = nn.Linear(kv_lora_rank, n_heads * 2 * head_dim, bias=False)
         self.out_proj = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
-    def forward(self, x: Tensor, rope: Tensor, append=None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, recall=None) -> Tensor:
         N, T, _ = x.shape
         q = self.q_proj(x).view(N, T, self.n_heads, -1).transpose(1, 2)  # (N, H, T, C + rope_dim)
         q, q_rope = q.split([self.head_dim, self.rope_dim], dim=-1)
         latent, k_rope = self.kv_down_proj(x).split([self.kv_lora_rank, self.rope_dim], dim=-1)
         q_rope, k_rope = apply_rope(q_rope, rope), apply_rope(k_rope, rope)
         rows = torch.cat([self.kv_norm(latent), k_rope], dim=-1)  # (N, T, W)
-        if append is not None:
-            rows = append(rows)  # (N, S, W)
-        # Two ways to one result. For one token after a past `absorbed` is far cheaper; for many its
-        # products, W wide, cost more than rebuilding. `absorbed` reads a weight itself: not for an
-        # adapter or a quantised layer, which must be called.
+        if recall is not None:
+            rows = recall(rows)  # (N, S, W)
+        # Two ways to one result. One new token after a past: `absorbed` is far cheaper. Many new
+        # tokens: `expanded`. `absorbed` never builds k and v, so anything nonlinear between
+        # kv_up_proj and the score, such as QK-norm, rules it out: then always take `expanded`.
         absorb = T == 1 and rows.shape[1] > 1 and is_plain_linear(self.kv_up_proj)
         out = self.absorbed(q, q_rope, rows) if absorb else self.expanded(q, q_rope, rows)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -261,9 +618,19 @@ class MultiHeadLatentAttention(nn.Module):
         rows = rows[:, None]  # (N, 1, S, W): one key/value head
         # q is W wide now, but the score is still that of C + rope_dim numbers: scale by those.
         out = self.attend(q, rows, rows, scale=(self.head_dim + self.rope_dim) ** -0.5)
-        # As values, the rows' last rope_dim numbers, rotated keys, are averaged for nothing: cut.
-        out = out[..., : self.kv_lora_rank]
+        out = out[..., : self.kv_lora_rank]  # drop the last rope_dim columns: rotated keys
         return torch.einsum("nhtz,hcz->nhtc", out, U_v)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether module(x) is provably x @ module.weight.T, so that the weight may be used directly.
+
+    Adapters and parametrizations change the module's type, quantisation may change the weight's;
+    pruning and old weight norms work by hooks, and some libraries replace `forward`.
+    """
+    hooks = len(module._forward_pre_hooks) + len(module._forward_hooks)
+    plain = type(module) is nn.Linear and module.bias is None and hooks == 0
+    return plain and type(module.weight) is nn.Parameter and "forward" not in module.__dict__
 
 
 # ------------------------------------------------------------------------------------------------
@@ -272,7 +639,7 @@ class MultiHeadLatentAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward (Shazeer 2020): down(silu(gate(x)) ⊙ up(x)), (..., D) -> (..., D).
+    """Gated feed-forward (arXiv 2002.05202): down(silu(gate(x)) ⊙ up(x)), (..., D) -> (..., D).
 
     One product, gate_up_proj, computes gate(x) and up(x), in this order.
 
@@ -290,18 +657,19 @@ class SwiGLU(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Shared experts for every token plus K of E routed ones (DeepSeekMoE, DeepSeek-V3).
+    """Shared experts for every token plus K of E routed ones (DeepSeekMoE, arXiv 2401.06066, and
+    DeepSeek-V3, 2412.19437).
 
     forward: x (N, T, D) -> (N, T, D); not in fp64, which F.grouped_mm refuses.
 
-        s      = sigmoid(x·W_router)                       one score per expert, in (0, 1)
-        chosen = the K experts with the largest s + bias
-        gate_i = s_i / Σ_chosen s                          without the bias; K = 1: s_i itself
-        out    = shared(x) + Σ_chosen gate_i · expert_i(x)
+        score   = sigmoid(x·W_router)                      of each expert, in (0, 1)
+        chosen  = the K experts with the largest score + bias
+        mix_i   = score_i / Σ_chosen score                 without the bias; K = 1: score_i itself
+        out     = shared(x) + Σ_chosen mix_i · expert_i(x)
 
     The bias only steers *which* experts are chosen. It is not learned: `update_router_bias` raises
     it for experts that got too few tokens and lowers it for those that got too many. So the load
-    evens out without an auxiliary loss, whose gradients would interfere (Wang et al. 2024).
+    evens out without an auxiliary loss, whose gradients would interfere (arXiv 2408.15664).
 
     To lift it: `nn`, `F`, `Tensor`, `SwiGLU`, `grouped_mm` (which says what it needs).
     """
@@ -319,11 +687,12 @@ class MixtureOfExperts(nn.Module):
         self.register_buffer("router_bias", torch.empty(num_experts))
         # Tokens sent to each expert since the last bias update. Integers: no cast can round them.
         self.register_buffer("load", torch.empty(num_experts, dtype=torch.int64))
+        self.load_per_call = None  # `diagnostics` puts a list here, to see the load of each loop
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise the stacks and buffers; router and shared experts are nn.Linear's business."""
+        """Stacks and buffers; router and shared experts initialise themselves."""
         for stack in (self.gate_up_proj, self.down_proj):
             stack.normal_(std=0.8 / stack.shape[1] ** 0.5)  # (E, inputs, outputs)
         self.router_bias.zero_()
@@ -337,16 +706,16 @@ class MixtureOfExperts(nn.Module):
         return out.view(shape)
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (N·T, D) -> the chosen experts and their gates, both (N·T, K)."""
-        scores = self.router(x).float().sigmoid()  # (N·T, E)
-        chosen = (scores + self.router_bias).topk(self.num_experts_per_token).indices
-        gates = scores.gather(1, chosen)
+        """Tokens (N·T, D) -> the chosen experts and the shares in which they mix, both (N·T, K)."""
+        score = self.router(x).float().sigmoid()  # (N·T, E)
+        chosen = (score + self.router_bias).topk(self.num_experts_per_token).indices
+        mix = score.gather(1, chosen)
         if self.num_experts_per_token > 1:  # K = 1: s/s = 1 would give the router no gradient
-            gates = gates / (gates.sum(dim=-1, keepdim=True) + 1e-20)  # all scores may round to 0
-        return chosen, gates.to(x.dtype)
+            mix = mix / (mix.sum(dim=-1, keepdim=True) + 1e-20)  # all scores may round to 0
+        return chosen, mix.to(x.dtype)
 
-    def dispatch(self, x: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
-        """Σ_chosen gate_i · expert_i(x), (N·T, D), with two matrix products for all experts.
+    def dispatch(self, x: Tensor, chosen: Tensor, mix: Tensor) -> Tensor:
+        """Σ_chosen mix_i · expert_i(x), (N·T, D), with two matrix products for all experts.
 
         Sorted by expert, the (token, expert) pairs of one expert lie next to each other;
         `grouped_mm` multiplies each such group with its expert's matrix.
@@ -354,17 +723,20 @@ class MixtureOfExperts(nn.Module):
         E, K = self.router_bias.numel(), self.num_experts_per_token
         # Sorted pair j, of N·T·K: expert[j] is its expert, pair[j] its index before the sort.
         expert, pair = chosen.flatten().sort(stable=True)
-        token = pair // K  # a row of `chosen` is a token
+        token = pair // K  # before the sort, the K pairs of a token follow each other
         # ends[i] counts the pairs whose expert is <= i: expert i owns those from ends[i−1] on.
         ids = torch.arange(E, device=x.device)
         ends = torch.searchsorted(expert, ids, right=True, out_int32=True)  # (E,)
+        load = ends.diff(prepend=ends.new_zeros(1))
         if self.training:
             # `+=` would also assign self.load, which torch.compile refuses under checkpointing.
-            self.load.add_(ends.diff(prepend=ends.new_zeros(1)))
+            self.load.add_(load)
+        if self.load_per_call is not None:
+            self.load_per_call.append(load)
         inputs = x.index_select(0, token)  # (pairs, D); x[token] has a slow backward
         gate, up = grouped_mm(inputs, self.gate_up_proj, ends).chunk(2, dim=-1)
-        # down_proj is linear: scaling its narrow input by the gate equals scaling its output.
-        hidden = F.silu(gate) * up * gates.flatten()[pair, None]  # (pairs, d_expert)
+        # down_proj is linear: scaling its narrow input equals scaling its output.
+        hidden = F.silu(gate) * up * mix.flatten()[pair, None]  # (pairs, d_expert)
         out = grouped_mm(hidden, self.down_proj, ends)  # (pairs, D)
         return torch.zeros_like(x).index_add(0, token, out.to(x.dtype))
 
@@ -385,71 +757,8 @@ class MixtureOfExperts(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------------
-# Block, state update, cache, sampling
+# Cache
 # ------------------------------------------------------------------------------------------------
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + ffn(norm(x)), (N, T, D).
-
-    To lift it: `nn`, `Tensor`, and an attention and a feed-forward to put in.
-    """
-
-    def __init__(self, d_model: int, attention: nn.Module, ffn: nn.Module, norm_eps: float = 1e-6):
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(d_model, eps=norm_eps)
-        self.attention = attention
-        self.ffn_norm = nn.RMSNorm(d_model, eps=norm_eps)
-        self.ffn = ffn
-
-    def forward(self, x: Tensor, rope: Tensor, append=None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, append)
-        return x + self.ffn(self.ffn_norm(x))
-
-
-class StateUpdate(nn.Module):
-    """The linear part of the loop: h_{t+1} = A·h_t + B·e + R(h_t, e), each (N, T, D).
-
-    A and B are diagonal, D numbers each. A diagonal A loses little: a diagonalisable A is diagonal
-    in some basis, and the layers around it, which can mix channels freely, can learn that basis.
-    To rotate channels into one another is left to R. What a diagonal buys: the spectral radius,
-    rho(A) = max|A_i|, costs nothing to know, and is *bounded* for every value of the parameter `a`
-    (unless the target is None):
-
-        A = target · (1 − 2^-8) · sigmoid(a)   hence rho(A) < target
-
-    Rounding to bf16 can raise a number by up to 2^-8 of itself; the factor 1 − 2^-8 keeps A below
-    the target even then.
-
-    R reads a normalised input, so for given weights some r_max bounds |R|, however large h is, and
-        |h_t| <= rho^t·|h_0| + (b_max + r_max) / (1 − rho),   b_max the largest |B·e|.
-    A bounded h need not settle: that depends on the whole Jacobian A + dR/dh, whose spectral radius
-    `loop_gain` in experiments/measure.py measures.
-
-    To lift it: `nn`, `Tensor`.
-    """
-
-    def __init__(self, d_model: int, spectral_radius_target: float | None = 0.95) -> None:
-        super().__init__()
-        self.spectral_radius_target = spectral_radius_target
-        self.a = nn.Parameter(torch.empty(d_model))
-        self.b = nn.Parameter(torch.empty(d_model))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        self.a.zero_()  # A starts just below target / 2
-        self.b.fill_(0.5)  # B·e starts comparable to R
-
-    def diagonal_A(self) -> Tensor:
-        """The diagonal of A, (D,), fp32."""
-        a, target = self.a.float(), self.spectral_radius_target
-        if target is None:  # no bound; it starts about where a target of 0.95 does
-            return a + 0.475
-        return target * (1 - 2**-8) * a.sigmoid()
-
-    def forward(self, h: Tensor, e: Tensor, r: Tensor) -> Tensor:
-        return self.diagonal_A().to(h.dtype) * h + self.b.to(h.dtype) * e + r
 
 
 class Cache:
@@ -457,60 +766,64 @@ class Cache:
 
     Each layer application has a slot of its own, since a looped block sees another state in each
     loop: first the prelude's layers, then those of loop 0, of loop 1, …, then the coda's. `rows` is
-    (slots, N, length, W). `n_tokens` counts the tokens held. `append` does not advance it: after
-    all layers have run, the caller adds T, as `forward` does. Set it to 0 to start afresh.
+    (slots, N, length, W). `n_tokens` counts the tokens held; set it to 0 to start afresh, and when
+    the model's weights have changed.
     """
 
-    def __init__(self, layout: dict, length: int, dtype: torch.dtype) -> None:
-        """layout: n_loops, batch_size, the layers of each stage, …, as `cache_layout` has them.
+    def __init__(self, shape: tuple, n_loops: int, prelude_layers: int, recurrent_layers: int):
+        self.shape, self.n_loops, self.n_tokens, self.rows = shape, n_loops, 0, None
+        self.prelude_layers, self.recurrent_layers = prelude_layers, recurrent_layers
 
-        dtype: that of the weights, for now. The first append replaces it by that of its rows, since
-        FSDP and autocast compute in another dtype than they keep the weights in.
-        """
-        self.layout, self.n_tokens = layout, 0
-        n_slots = self.loop_slot(layout["n_loops"]) + layout["coda_layers"]
-        shape = (n_slots, layout["batch_size"], length, layout["row_width"])
-        self.rows = torch.zeros(shape, dtype=dtype, device=layout["device"])
-
-    def loop_slot(self, t: int) -> int:
+    def first_slot(self, t: int) -> int:
         """The slot of loop t's first layer; for t = n_loops, of the coda's first layer."""
-        return self.layout["prelude_layers"] + t * self.layout["recurrent_layers"]
+        return self.prelude_layers + t * self.recurrent_layers
 
-    def append(self, slot: int, active: Tensor | None, rows: Tensor) -> Tensor:
+    def append(self, slot: int, halted: Tensor | None, rows: Tensor) -> Tensor:
         """Put new rows (N, T, W) behind the n_tokens already in a slot; return all, (N, S, W).
 
-        Where `active` (N, T) is False the token has halted, and its row of the loop before, which
-        lies recurrent_layers slots earlier, takes the place of the new one (why: see `run_loop`).
-        None: keep every new row, as in prelude, coda, and a loop that starts with no token halted,
-        such as loop 0.
-        Attention is given append(rows): `run_blocks` fixes slot and active.
+        Attention is given recall(rows): `run_blocks` fixes slot and halted. n_tokens stays; forward
+        adds T to it after all layers have run. halted (N, T): these tokens keep their row of the
+        loop before, which lies recurrent_layers slots earlier. None: no token has halted; keep
+        every row, as in prelude and coda.
         """
-        new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
-        if self.n_tokens == 0 and slot == 0:  # the very first rows decide the dtype
-            self.rows = self.rows.to(rows.dtype)
+        if self.rows is None:  # only now: FSDP and autocast compute in another dtype than weights
+            self.rows = rows.new_zeros(self.shape)
         expect(self.rows.dtype == rows.dtype, "cache, dtype", self.rows.dtype, rows.dtype)
-        if active is not None:
-            before = self.rows[slot - self.layout["recurrent_layers"], :, new]
-            rows = torch.where(active[..., None], rows, before)
+        new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
+        if halted is not None:
+            before = self.rows[slot - self.recurrent_layers, :, new]  # loop 0: none has halted
+            rows = torch.where(halted[..., None], before, rows)
         self.rows[slot, :, new] = rows
         return self.rows[slot, :, : new.stop]
 
-    def copy_to_remaining_loops(self, loops_run: int, n_new: int) -> None:
-        """All n_new tokens have halted: loops that were not run get a copy of the last loop's rows.
-
-        A later token may run those loops, and will read these rows.
-        """
-        new, n_loops = slice(self.n_tokens, self.n_tokens + n_new), self.layout["n_loops"]
-        looped = self.rows[self.loop_slot(0) : self.loop_slot(n_loops), :, new]
-        looped = looped.unflatten(0, (n_loops, -1))  # (n_loops, recurrent_layers, N, n_new, W)
-        looped[loops_run:] = looped[loops_run - 1]
+    def fill_later_loops(self, t: int, n_new: int) -> None:
+        """All n_new tokens have halted by the end of loop t: repeat their rows in the slots of the
+        loops that are not run. A later token may run those, and will read them."""
+        new = slice(self.n_tokens, self.n_tokens + n_new)
+        for slot in range(self.first_slot(t + 1), self.first_slot(self.n_loops)):
+            self.rows[slot, :, new] = self.rows[slot - self.recurrent_layers, :, new]
 
 
-def sample(logits: Tensor, temperature: NonNegFloat = 1.0, top_k: PosInt | None = None,
-           top_p: Probability | None = None, generator=None) -> Tensor:  # fmt: skip
-    """One id per sequence, (N, 1), from logits (N, V). See `RecurrentDepthTransformer.generate`."""
-    check_numbers(temperature=temperature, top_k=top_k, top_p=top_p)
+# ================================================================================================
+# END OF THE MODEL. Below: helpers, looking inside, counting, named sizes, checks of arguments.
+# ================================================================================================
+
+
+# ------------------------------------------------------------------------------------------------
+# Helpers: sampling, modes, a matrix product per expert
+# ------------------------------------------------------------------------------------------------
+
+
+def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
+           top_p: float | None = None, generator=None) -> Tensor:  # fmt: skip
+    """One id per sequence, (N, 1), from logits (N, V).
+
+    temperature 0 takes the likeliest id. top_k keeps the k likeliest; top_p the fewest ids whose
+    probabilities reach p (nucleus sampling, arXiv 1904.09751).
+    """
+    check(temperature=temperature, top_k=top_k, top_p=top_p)
     finite = bool(logits.amax(dim=-1).isfinite().all())
+    expect(top_p is None or top_p <= 1, "top_p", top_p, "at most 1")
     expect(finite, "logits", "inf or nan", "finite numbers: the weights or the state overflowed")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
@@ -527,371 +840,48 @@ def sample(logits: Tensor, temperature: NonNegFloat = 1.0, top_k: PosInt | None 
     return ids.gather(1, p.multinomial(1, generator=generator))
 
 
-# ------------------------------------------------------------------------------------------------
-# The model
-# ------------------------------------------------------------------------------------------------
-
-
-def make_block(w: SimpleNamespace, experts: bool) -> Block:
-    """A block with attention of the config's type, and with experts or a dense SwiGLU.
-
-    To attend otherwise, add `attend` to `heads`, which both attentions get; it meets T = S, T = 1
-    and T between, and G = H, G < H and, from `absorbed`, G = 1. For dropout on what attention and
-    ffn add, give both a forward hook that returns F.dropout(out, p, module.training): hooks, unlike
-    nn.Sequential, leave the weights' names as they are.
-    w: the config's fields, yours included, widths filled in, from `derive_widths`.
-    """
-    heads = dict(d_model=w.d_model, n_heads=w.n_heads, head_dim=w.head_dim)
-    if w.attention_type == "mla":
-        heads |= dict(rope_dim=w.rope_dim, kv_lora_rank=w.kv_lora_rank, q_lora_rank=w.q_lora_rank)
-        attention = MultiHeadLatentAttention(**heads, norm_eps=w.norm_eps)
-    else:
-        attention = GroupedQueryAttention(**heads, n_kv_heads=w.n_kv_heads)
-    if experts:
-        routed = w.num_experts, w.num_experts_per_token
-        ffn = MixtureOfExperts(w.d_model, w.d_expert, *routed, w.num_shared_experts)
-    else:
-        ffn = SwiGLU(w.d_model, w.d_ff)
-    return Block(w.d_model, attention, ffn, w.norm_eps)
-
-
-def relative_change(h_next: Tensor, h: Tensor) -> Tensor:
-    """|h_{t+1} − h_t| / |h_{t+1}| of each token, fp32: (..., D) -> (...). From h = 0: 1."""
-    return (h_next.float() - h.float()).norm(dim=-1) / h_next.float().norm(dim=-1)
-
-
-class RecurrentDepthTransformer(nn.Module):
-    """Prelude once, recurrent blocks looped n_loops times, coda once (equations at the top).
-
-    RecurrentDepthTransformer(config), RecurrentDepthTransformer(d_model=256, attention_type="gqa"),
-    or both: keywords override fields of the config. `model.config` is the config in force.
-
-    `model.compile()` traces one graph for each n_loops, and torch stops after 8. To train with many
-    loop counts compile the blocks: `for block in model.recurrent: block.compile()`, one graph.
-    """
-
-    def __init__(self, config: MythosConfig | None = None, **overrides) -> None:
-        super().__init__()
-        expect(isinstance(config, MythosConfig | None), "config", config, "a MythosConfig or None")
-        self.config = c = replace(config or MythosConfig(), **overrides)
-        self.widths = w = derive_widths(c)
-        D, eps, experts = c.d_model, c.norm_eps, c.num_experts > 0
-        self.embed = nn.Embedding(c.vocab_size, D)
-        norm = nn.RMSNorm(D, eps=eps, elementwise_affine=False)
-        self.embed_norm = norm if c.embed_norm else nn.Identity()
-        self.prelude = nn.ModuleList(make_block(w, False) for _ in range(c.prelude_layers))
-        self.input_norm = nn.RMSNorm(D, eps=eps)
-        self.recurrent = nn.ModuleList(make_block(w, experts) for _ in range(c.recurrent_layers))
-        if c.recurrent_layers > 0:
-            self.loop_norm = nn.RMSNorm(D, eps=eps)
-            self.state_update = StateUpdate(D, c.spectral_radius_target)
-        self.state_norm = nn.RMSNorm(D, eps=eps)
-        self.coda = nn.ModuleList(make_block(w, False) for _ in range(c.coda_layers))
-        self.output_norm = nn.RMSNorm(D, eps=eps)
-        self.head = nn.Linear(D, c.vocab_size, bias=False)
-        self.init_weights()
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """(Re)initialise everything; after `to_empty(device=...)` it makes a meta model a real one.
-
-        embed, head               normal, std 0.02
-        every other matrix        normal, std 0.8 / sqrt(inputs): measured to train well (toy)
-        norms                     1
-        A, B                      a = 0: A starts just below target / 2 (free: 0.475); b = 0.5
-        router bias, load         0
-
-        A module of yours is a matrix, as above, if it is an nn.Linear without bias. Else its method
-        reset_parameters is called. nn.Embedding has one: std 1 (for another, set it below, as for
-        embed). A parameter outside such modules, a Linear with a bias, and a subclass of Linear
-        raise ValueError. A vector, such as a learned h_0, can go into StateUpdate.
-        """
-        for name, module in self.named_modules():
-            if type(module) is nn.Linear and module.bias is None:
-                module.weight.normal_(std=0.8 / module.in_features**0.5)
-            elif isinstance(module, nn.Linear) or not hasattr(module, "reset_parameters"):
-                own = [key for key, _ in module.named_parameters(name, recurse=False)]
-                expect(not own, "init_weights", own, "parameters in modules with reset_parameters")
-            else:
-                module.reset_parameters()
-        self.embed.weight.normal_(std=0.02)
-        self.head.weight.normal_(std=0.02)
-
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, *,
-                n_loops: NonNegInt | None = None, grad_loops: PosInt | None = None,
-                halt_threshold: NonNegFloat | None = None, cache: Cache | None = None,
-                logits_to_keep: NonNegInt = 0) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """Token ids (N, T) -> logits (N, T, V) and, given targets (N, T), their mean cross-entropy.
-
-        targets: the id wanted at each position (the caller shifts); −100 is not scored. When you
-            accumulate gradients, weight each loss by its share of all scored targets.
-        n_loops: None is config.max_loop_iters; more is allowed; 0: no loop, the coda reads e.
-        grad_loops: only the last grad_loops loops carry gradient (truncated backpropagation
-            through time); None: all. The prelude still learns, through the e of those loops (a
-            learned h_0 would get no gradient).
-        halt_threshold: a token halts once a loop's relative change of its state falls below it
-            (`has_settled`); the loop ends when all tokens of the call have halted. See `run_loop`.
-        cache: tokens continue the sequences that the cache holds.
-        logits_to_keep: the logits of only so many last tokens, (N, logits_to_keep, V); 0: of all.
-        Halting and caching are for inference: with either, no gradient is recorded, not a loss's.
-        Raises ValueError naming the argument that is out of range.
-        """
-        n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, grad_loops=grad_loops,
-                             halt_threshold=halt_threshold,
-                             logits_to_keep=logits_to_keep)  # fmt: skip
-        if halt_threshold is not None and cache is None:
-            cache = self.new_cache(*tokens.shape, n_loops)  # it holds the rows of halted tokens
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            e, rope = self.run_prelude(tokens, cache)
-            h = e
-            if n_loops > 0:
-                h, _ = self.run_loop(e, rope, n_loops, grad_loops, halt_threshold, cache)
-            logits = self.run_coda(h, rope, cache, logits_to_keep)
-        if cache is not None:
-            cache.n_tokens += tokens.shape[1]
-        if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long())
-
-    def run_prelude(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """e = RMSNorm(Prelude(RMSNorm(embed(tokens)))), (N, T, D), and the tokens' `rope`."""
-        past = 0 if cache is None else cache.n_tokens
-        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
-        rope = rope_angles(positions, self.widths.rope_dim, self.config.rope_theta)
-        x = self.run_blocks(self.prelude, self.embed_norm(self.embed(tokens)), rope, cache)
-        return self.input_norm(x), rope
-
-    def run_blocks(self, blocks, x: Tensor, rope: Tensor, cache=None, slot=0, active=None):
-        """x (N, T, D) through the blocks, whose rows go to the cache's slots from `slot` on."""
-        for i, block in enumerate(blocks):
-            append = None if cache is None else partial(cache.append, slot + i, active)
-            x = block(x, rope, append)
-        return x
-
-    def initial_state(self, e: Tensor) -> Tensor:
-        """h_0 = 0."""
-        return torch.zeros_like(e)
-
-    def step(self, h: Tensor, e: Tensor, rope: Tensor, t: int, cache=None, active=None) -> Tensor:
-        """Loop t: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(RMSNorm(h + e)), (N, T, D).
-
-        t has no upper limit: a call may ask for more loops than training ever used.
-        """
-        slot = 0 if cache is None else cache.loop_slot(t)
-        r = self.run_blocks(self.recurrent, self.loop_norm(h + e), rope, cache, slot, active)
-        return self.state_update(h, e, r)
-
-    def has_settled(self, h_next: Tensor, h: Tensor, halt_threshold: float) -> Tensor:
-        """The halting rule: which tokens (N, T) may halt with h_next, the state after this loop.
-        With threshold 0 none may.
-
-        A rule of your own may look at each token's own states, and at nothing else, or else
-        decoding would not give the answer of one pass. Not at other tokens: in decoding, h holds
-        the newest token alone. And not through a block, such as the coda, whose attention reads
-        earlier tokens: in one pass those are at loop t, in decoding at their last loop. A rule
-        that needs more than the two states here, say three loops in a row, goes into `run_loop`,
-        which has them.
-        """
-        return relative_change(h_next, h) < halt_threshold  # nan, an exploded state: not settled
-
-    def run_loop(self, e: Tensor, rope: Tensor, n_loops: int, grad_loops: int | None = None,
-                 halt_threshold: float | None = None, cache: Cache | None = None,
-                 states: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """h_L, the state after the last loop (N, T, D), and the loops that each token used (N, T).
-
-        `states`, if given, collects h_1, h_2, … The answer is the *last* state: a weighted sum over
-        loops may tie the model to the depth that it was trained at.
-
-        Halting needs a cache. Say loop s is the last that a token runs. Its state stays h_{s+1},
-        and the cache repeats its rows of loop s in the slots of all later loops (s = 2: those of
-        loops 3, 4, … repeat loop 2's). So in loop t a later token reads this token's row of loop
-        min(t, s), whether both are in one call or not; and as s depends on no later token, decoding
-        token by token gives the answer of one pass (up to rounding, which may make a token halt a
-        loop earlier or later). Halting saves work once *all* tokens of the call, in all N
-        sequences, have halted; until then a halted token is computed like the others, and the
-        result is discarded.
-        """
-        ok = halt_threshold is None or cache is not None
-        expect(ok, "cache", cache, "a cache, which holds the rows of halted tokens")
-        h = self.initial_state(e)
-        active = torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)  # False once halted
-        loops_used, n_active = torch.zeros_like(active, dtype=torch.int64), active.numel()
-        first_grad_loop = 0 if grad_loops is None else n_loops - grad_loops
-        for t in range(n_loops):
-            some_halted = n_active < active.numel()
-            with torch.set_grad_enabled(torch.is_grad_enabled() and t >= first_grad_loop):
-                h_next = self.step(h, e, rope, t, cache, active if some_halted else None)
-            if some_halted:
-                h_next = torch.where(active[..., None], h_next, h)
-            loops_used = loops_used + active
-            if halt_threshold is not None:
-                active = active & ~self.has_settled(h_next, h, halt_threshold)
-                n_active = int(active.sum())  # waits for the GPU once per loop
-            h = h_next
-            if states is not None:
-                states.append(h)
-            if n_active == 0:  # only with halting, hence with a cache
-                cache.copy_to_remaining_loops(t + 1, e.shape[1])
-                break
-        return h, loops_used
-
-    def run_coda(self, h: Tensor, rope: Tensor, cache=None, logits_to_keep: int = 0) -> Tensor:
-        """logits = head(RMSNorm(Coda(RMSNorm(h)))), (N, T, V). logits_to_keep: see forward."""
-        slot = 0 if cache is None else cache.loop_slot(cache.layout["n_loops"])
-        x = self.run_blocks(self.coda, self.state_norm(h), rope, cache, slot)
-        return self.head(self.output_norm(x[:, -logits_to_keep:]))  # 0: x[:, 0:] is all
-
-    def new_cache(self, batch_size: PosInt, length: PosInt, n_loops: NonNegInt | None = None):
-        """An empty cache for `length` tokens at exactly `n_loops` loops, on the model's device."""
-        n_loops, most = check_loops(self, n_loops), self.config.max_seq_len
-        check_numbers(batch_size=batch_size, length=length)
-        expect(length <= most, "length", length, f"at most max_seq_len = {most}")
-        return Cache(cache_layout(self, batch_size, n_loops), length, next(self.parameters()).dtype)
-
-    @torch.no_grad()
-    def generate(self, tokens: Tensor, max_new_tokens: NonNegInt, *, temperature: NonNegFloat = 1.0,
-                 top_k: PosInt | None = None, top_p: Probability | None = None,
-                 n_loops: NonNegInt | None = None, halt_threshold: NonNegFloat | None = None,
-                 eos_token: NonNegInt | None = None, generator=None) -> Tensor:  # fmt: skip
-        """Continue prompts (N, T), all of one length, with sampled ids: (N, T + max_new_tokens).
-
-        No token is masked: padding would be read as part of the prompt, and change the answer. Call
-        this once for each length.
-
-        temperature 0 takes the likeliest id. top_k keeps the k likeliest; top_p the fewest ids
-        whose probabilities reach p (nucleus sampling, arXiv 1904.09751). A sequence that has
-        produced eos_token is padded with it; generation ends early when every one has. n_loops and
-        halt_threshold are forward's. Raises ValueError for arguments out of range, if prompt and
-        new tokens exceed config.max_seq_len, and if the logits contain +inf or nan.
-        """
-        how = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-        n_loops = check_call(self, tokens, n_loops=n_loops, halt_threshold=halt_threshold,
-                             max_new_tokens=max_new_tokens, eos_token=eos_token, **how)  # fmt: skip
-        N, T = tokens.shape
-        cache, new = self.new_cache(N, T + max_new_tokens, n_loops), tokens
-        done = torch.zeros(N, 1, dtype=torch.bool, device=tokens.device)
-        with evaluation_mode(self):
-            for _ in range(max_new_tokens):
-                logits, _ = self(new, n_loops=n_loops, halt_threshold=halt_threshold, cache=cache,
-                                 logits_to_keep=1)  # fmt: skip
-                new = sample(logits[:, -1], **how, generator=generator).to(tokens.dtype)
-                if eos_token is not None:
-                    new = new.masked_fill(done, eos_token)
-                    done = done | (new == eos_token)
-                tokens = torch.cat([tokens, new], dim=1)
-                if eos_token is not None and done.all():
-                    break
-        return tokens
-
-    def update_router_bias(self, speed: NonNegFloat = 1e-3) -> Tensor:
-        """Balance all experts (see MixtureOfExperts); returns the loads, (layers with experts, E).
-
-        Call once after each optimizer step. A model without experts returns an empty tensor.
-        """
-        check_numbers(speed=speed)
-        loads = [moe.update_router_bias(speed) for moe in expert_layers(self)]
-        return torch.stack(loads) if loads else torch.empty(0)
-
-
-# ================================================================================================
-# END OF THE MODEL. Below: sizes, plumbing, checks of arguments.
-# ================================================================================================
-
-
-# ------------------------------------------------------------------------------------------------
-# Sizes
-# ------------------------------------------------------------------------------------------------
-
-# Heads of 128 and a latent of 512 as in DeepSeek-V2/V3, one shared expert as in V3. Loops, experts
-# and context grow with size. d_expert is chosen so that the total, vocabulary included, matches the
-# name; if you change the architecture, choose it anew. rope_theta keeps its default: raise it when
-# training at these lengths.
-SIZE_FIELDS = """vocab_size max_seq_len d_model n_heads q_lora_rank prelude_layers recurrent_layers
-    coda_layers max_loop_iters num_experts num_experts_per_token d_expert n_kv_heads kv_lora_rank
-    head_dim""".split()
-SIZES = {  # tiny: the toy of train_tiny.py; V = 20 nodes + 20² edges
-    "tiny": (420, 64, 128, 4, None, 1, 1, 1, 12, 8, 2, 64, 2, 64, None),
-    "1B": (65_536, 4_096, 1536, 16, None, 2, 4, 2, 8, 32, 4, 1040, 8, 512, 128),
-    "3B": (65_536, 8_192, 2048, 16, None, 2, 6, 2, 8, 64, 4, 1024, 8, 512, 128),
-    "7B": (131_072, 8_192, 2560, 24, None, 2, 8, 2, 12, 64, 6, 1456, 8, 512, 128),
-    "10B": (131_072, 16_384, 3072, 24, None, 2, 8, 2, 12, 64, 6, 1784, 8, 512, 128),
-    "50B": (131_072, 32_768, 4096, 32, 1536, 3, 12, 3, 16, 128, 6, 2496, 8, 512, 128),
-    "70B": (131_072, 32_768, 5120, 40, 1536, 3, 14, 3, 16, 128, 8, 2384, 8, 512, 128),
-    "100B": (131_072, 65_536, 5120, 40, 1536, 3, 16, 3, 20, 160, 8, 2432, 8, 512, 128),
-    "500B": (131_072, 131_072, 7168, 56, 1536, 4, 24, 4, 24, 256, 8, 3712, 8, 512, 128),
-    "1T": (131_072, 262_144, 8192, 64, 1536, 4, 32, 4, 32, 256, 8, 4896, 8, 512, 128),
-}
-
-
-def get_model_config(name: str) -> MythosConfig:
-    """The config of a named size, "1B" to "1T", or of "tiny", the toy of train_tiny.py.
-
-    The total parameter count is within 1% of the name. Case does not matter; an unknown name
-    raises ValueError with the known ones. Change a field with `dataclasses.replace`, or in
-    `RecurrentDepthTransformer(config, attention_type="gqa")`.
-    """
-    sizes = {size.lower(): numbers for size, numbers in SIZES.items()}
-    numbers = sizes.get(str(name).lower())
-    expect(numbers is not None, "name", name, f"one of {[*SIZES]}")
-    toy = numbers is SIZES["tiny"]  # whose prelude train_tiny.py starts as the identity
-    return MythosConfig(**dict(zip(SIZE_FIELDS, numbers, strict=True)), embed_norm=not toy)
-
-
-# ------------------------------------------------------------------------------------------------
-# Plumbing: widths by rule, modes, a module that may be bypassed, a matrix product per expert
-# ------------------------------------------------------------------------------------------------
-
-
-def derive_widths(c: MythosConfig) -> SimpleNamespace:
-    """The fields of a config; a width that is None follows its rule (q_lora_rank has none).
-
-    Also rope_dim, how many numbers of a head RoPE rotates (GQA: all C; MLA: C/2 in addition to C),
-    and row = W, how many numbers a token adds to the cache per layer application.
-    """
-    w, mla = SimpleNamespace(**vars(c)), c.attention_type == "mla"
-    w.head_dim = c.head_dim or c.d_model // c.n_heads
-    w.n_kv_heads = c.n_kv_heads or (c.n_heads // 4 if c.n_heads % 4 == 0 else c.n_heads)
-    w.kv_lora_rank = c.kv_lora_rank or 4 * w.head_dim
-    w.d_ff = c.d_ff or 64 * math.ceil(c.d_model * 8 / 3 / 64)
-    experts_used = c.num_experts_per_token + c.num_shared_experts
-    w.d_expert = c.d_expert or 8 * math.ceil(w.d_ff / experts_used / 8)
-    w.rope_dim = w.head_dim // 2 if mla else w.head_dim
-    # MLA leaves a latent and one rotated key, GQA a key and a value per key/value head.
-    w.row = w.kv_lora_rank + w.rope_dim if mla else 2 * w.n_kv_heads * w.head_dim
-    return w
-
-
-def evaluation_mode(model: nn.Module) -> ExitStack:
-    """Switches to eval() now; on leaving `with …:`, each module gets its own mode back."""
-    at_exit = ExitStack()
+def reset_modules(model: nn.Module) -> None:
+    """The rules of `init_weights`, module by module."""
+    matrices = nn.Linear | nn.Embedding | MixtureOfExperts
     for module in model.modules():
-        at_exit.callback(setattr, module, "training", module.training)
+        if isinstance(module, nn.Linear):
+            module.weight.normal_(std=0.8 / module.in_features**0.5)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, matrices):
+            module.reset_parameters()
+    others = [pair for pair in model.named_modules() if not isinstance(pair[1], matrices)]
+    for name, module in reversed(others):  # the inner ones first: the outer has the last word
+        own = [key for key, _ in module.named_parameters(name, recurse=False)]
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        else:
+            expect(not own, "init_weights", own, "parameters in modules with reset_parameters")
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module):
+    """`with evaluation_mode(model):` runs in eval(); then each module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    return at_exit
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def expert_layers(module: nn.Module) -> list[MixtureOfExperts]:
     return [m for m in module.modules() if isinstance(m, MixtureOfExperts)]
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether module(x) is provably x @ module.weight.T, so that the weight may be used directly.
-
-    Adapters and parametrizations change the module's type, quantisation may change the weight's;
-    pruning and old weight norms work by hooks, and some libraries replace `forward`.
-    """
-    hooks = len(module._forward_pre_hooks) + len(module._forward_hooks)
-    plain = type(module) is nn.Linear and module.bias is None and hooks == 0
-    return plain and type(module.weight) is nn.Parameter and "forward" not in module.__dict__
-
-
 def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows ends[i−1] up to ends[i] of x (pairs, in) times weight[i] (in, out): (pairs, out).
+    """The pairs ends[i−1] up to ends[i] of x (pairs, in) times weight[i] (in, out): (pairs, out).
 
     F.grouped_mm with two additions. Autocast does not reach it, so x and weight get the dtype that
     autocast would choose. And torch.compile and the meta device support it only in bf16, so there
-    `traceable_grouped_mm` stands in: to use either with a copied class, copy that operator and its
-    three registrations, too.
+    `traceable_grouped_mm` stands in: to use either with a copied class, copy that operator and the
+    three statements behind it, too.
     """
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
@@ -904,7 +894,7 @@ def traceable_grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
     """F.grouped_mm as an operator whose shapes and gradient are written below.
 
     With two 2-D arguments it computes the gradient of the experts' weights: for each expert i,
-    columns offs[i−1] up to offs[i] of x (in, pairs) times the same rows of `weight`, which is then
+    columns offs[i−1] up to offs[i] of x (in, pairs) times the same pairs of `weight`, which is then
     the output's gradient (pairs, out).
     """
     return F.grouped_mm(x, weight, offs=offs)
@@ -921,16 +911,252 @@ def grouped_mm_gradient(ctx, grad):
     return mm(grad, weight.mT, offs), mm(x.mT, grad, offs), None
 
 
-def grouped_mm_saves(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+traceable_grouped_mm.register_autograd(
+    grouped_mm_gradient, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+)
 
 
-traceable_grouped_mm.register_autograd(grouped_mm_gradient, setup_context=grouped_mm_saves)
+# ------------------------------------------------------------------------------------------------
+# Looking inside
+# ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def run_every_loop(model, tokens: Tensor, n_loops: int, halt_threshold: float | None = None):
+    """e, the states [h_1, h_2, …] of one pass, the loops that each token used (N, T), and rope.
+
+    `model.run_coda(h, rope)` makes logits of any of these states, or of e, as forward does with
+    n_loops = 0. There are fewer than n_loops states if all tokens halt before.
+    """
+    cache, states, loops_used = None, [], torch.full_like(tokens, n_loops)
+    if halt_threshold is not None:
+        cache = model.new_cache(*tokens.shape, n_loops)
+    e, rope = model.run_prelude(tokens, cache)
+    if cache is None:
+        model.run_loop(e, rope, n_loops, states=states)
+    else:
+        _, loops_used = model.run_halting_loop(e, rope, n_loops, cache, halt_threshold, states)
+    return e, states, loops_used, rope
+
+
+def diagnostics(model, tokens: Tensor, *, n_loops=None, halt_threshold=None) -> dict[str, Tensor]:
+    """What happens in each of the L loops that were run (fewer than n_loops if all halt early).
+
+    Entry t is about h_{t+1}, the state that loop t produced.
+
+    state_norm   (L, N, T)          |h_{t+1}|, Euclidean
+    change       (L, N, T)          |h_{t+1} − h_t| / |h_{t+1}|, what `has_settled` compares
+    logits       (L, N, T, V)       the answer if the loop ended here
+    expert_load  (L, layers, E)     tokens that each looped layer sends to each expert; halted ones
+                                    are still computed, and counted
+    loops_used   (N, T)             loops until the token halted, or all L
+    """
+    n_loops = check_call(model, tokens, n_loops=n_loops, halt_threshold=halt_threshold)
+    expect(n_loops > 0, "n_loops", n_loops, "at least 1 loop to look at")
+    layers = expert_layers(model.recurrent)
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            for moe in layers:
+                moe.load_per_call = []
+            e, states, used, rope = run_every_loop(model, tokens, n_loops, halt_threshold)
+            loads = [load for moe in layers for load in moe.load_per_call]
+        finally:
+            for moe in layers:
+                moe.load_per_call = None
+        logits = torch.stack([model.run_coda(h, rope) for h in states])
+    h = torch.stack([model.initial_state(e), *states])  # (L + 1, N, T, D)
+    load = torch.cat([used.new_empty(0), *loads]).view(len(layers), len(states), -1).transpose(0, 1)
+    return dict(state_norm=h[1:].float().norm(dim=-1), change=relative_change(h[1:], h[:-1]),
+                logits=logits, expert_load=load, loops_used=used)  # fmt: skip
+
+
+@torch.no_grad()
+def spectral_radius(model: RecurrentDepthTransformer) -> float:
+    """rho(A) = max|A_i|, since A is diagonal. Below 1 it bounds the state (see StateUpdate)."""
+    expect(len(model.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
+    return model.state_update.diagonal_A().abs().max().item()
+
+
+def loop_gain(model, tokens: Tensor, *, n_loops=None, iterations=100, generator=None) -> float:
+    """Spectral radius of the Jacobian J = d h_{t+1} / d h_t at the state after n_loops loops.
+
+    Near a fixed point it tells whether the loop settles, which rho(A) does not: above 1 some small
+    disturbance grows from loop to loop, below 1 all die out in the end. n_loops = 0 measures the
+    first loop, at h_0. For a batch, the result is the largest of its sequences.
+    Power iteration v ← Jᵀv / |Jᵀv| with vector-Jacobian products: J is never formed, and Jᵀ has the
+    same eigenvalues. |Jᵀv| oscillates when the leading eigenvalues are a complex pair, so it is
+    averaged (geometric mean) over the later half of the iterations. More iterations are more
+    exact: take 1000 for a verdict near 1.
+    """
+    n_loops = check_call(model, tokens, n_loops=n_loops, iterations=iterations)
+    expect(len(model.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
+    with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
+        e, rope = model.run_prelude(tokens)
+        h = model.run_loop(e, rope, n_loops)
+        with torch.enable_grad():
+            h_next = model.step(h.requires_grad_(), e, rope, n_loops)
+    v = torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
+    v, log_growth = v / v.norm(), []
+    for _ in range(iterations):
+        # fp32: bf16 would round the growth
+        v = torch.autograd.grad(h_next, h, v, retain_graph=True)[0].float()
+        log_growth.append(v.norm().log())
+        v = (v / v.norm().clamp_min(1e-30)).to(h.dtype)  # J may be 0
+    return torch.stack(log_growth[iterations // 2 :]).mean().exp().item()
+
+
+# ------------------------------------------------------------------------------------------------
+# Counting
+# ------------------------------------------------------------------------------------------------
+
+
+def num_params(module: nn.Module, *, active: bool = False) -> int:
+    """Parameters and router biases. active: with K instead of E routed experts, that is, what one
+    token uses (the embedding table counted whole, as is customary)."""
+    total = sum(p.numel() for p in module.parameters())
+    for moe in expert_layers(module):
+        E, K = moe.router_bias.numel(), moe.num_experts_per_token
+        idle = E - K if active else 0
+        total += E - idle * (moe.gate_up_proj[0].numel() + moe.down_proj[0].numel())
+    return total
+
+
+def loops_of_call(c: MythosConfig, n_loops: int | None) -> int:
+    """None becomes the default; a model without recurrent layers has no loop and takes none."""
+    check(n_loops=n_loops)
+    expect(c.recurrent_layers > 0 or not n_loops, "n_loops", n_loops, "0: recurrent_layers is 0")
+    default = c.max_loop_iters if c.recurrent_layers > 0 else 0
+    return default if n_loops is None else n_loops
+
+
+def executed_params(model: RecurrentDepthTransformer, n_loops: int | None = None) -> int:
+    """Active parameters, those of the loop counted n_loops times."""
+    parts = (model.recurrent, model.loop_norm, model.state_update) if model.recurrent else ()
+    loop = sum(num_params(part, active=True) for part in parts)
+    # The first loop is counted already.
+    return num_params(model, active=True) + (loops_of_call(model.config, n_loops) - 1) * loop
+
+
+def layer_applications(model: RecurrentDepthTransformer, n_loops: int | None = None) -> int:
+    """Layers that a token passes, those of the loop counted n_loops times."""
+    c = model.config
+    return c.prelude_layers + loops_of_call(c, n_loops) * c.recurrent_layers + c.coda_layers
+
+
+def flops_per_token(model, n_loops: int | None = None, context: int = 0) -> int:
+    """Forward FLOPs for one token: 2 per executed parameter, and attention to `context` keys.
+
+    The embedding is a lookup and costs nothing. Training costs three times as much (forward, and a
+    backward of twice the forward). In causal attention over T tokens the mean context is T / 2.
+    """
+    check(context=context)
+    tied = model.head.weight is model.embed.weight  # then the one matrix is the head's product
+    multiplied = executed_params(model, n_loops) - (0 if tied else model.embed.weight.numel())
+    # For one head and key: a score and a value, C wide each. MLA scores its rotated part, too.
+    rotated = model.widths.rope_dim if model.config.attention_type == "mla" else 0
+    per_key = model.config.n_heads * (2 * model.widths.head_dim + rotated)
+    return 2 * multiplied + 2 * layer_applications(model, n_loops) * per_key * context
+
+
+def kv_bytes_per_token(model, n_loops: int | None = None, bytes_per_number: int = 2) -> int:
+    """Cache bytes for one token: row width × layer applications × bytes (2: bf16)."""
+    check(bytes_per_number=bytes_per_number)
+    return model.widths.row_width * layer_applications(model, n_loops) * bytes_per_number
+
+
+# ------------------------------------------------------------------------------------------------
+# Sizes
+# ------------------------------------------------------------------------------------------------
+
+# Heads of 128 and a latent of 512 as in DeepSeek-V2/V3, one shared expert as in V3. Loops, experts
+# and context grow with size. d_expert is chosen so that the total, vocabulary included, matches the
+# name; if you change the architecture, choose it anew. rope_theta keeps its default: raise it when
+# training at these lengths.
+SMALL = dict(prelude_layers=2, coda_layers=2, n_kv_heads=8, kv_lora_rank=512, head_dim=128)
+SMALL |= dict(vocab_size=131_072)
+MEDIUM = SMALL | dict(prelude_layers=3, coda_layers=3, q_lora_rank=1536)
+LARGE = SMALL | dict(prelude_layers=4, coda_layers=4, q_lora_rank=1536)
+SIZES = {
+    # The toy of train_tiny.py, for 20 nodes and 20² edges. Its trainer starts the prelude as the
+    # identity, which no embedding is too small for.
+    "tiny": dict(d_model=128, n_heads=4, max_loop_iters=12, d_expert=64, max_seq_len=64,
+        vocab_size=420, n_kv_heads=2, kv_lora_rank=64, embed_norm=False),
+    "1B": SMALL | dict(d_model=1536, n_heads=16, recurrent_layers=4, max_loop_iters=8,
+        num_experts=32, num_experts_per_token=4, d_expert=1040, max_seq_len=4_096,
+        vocab_size=65_536),
+    "3B": SMALL | dict(d_model=2048, n_heads=16, recurrent_layers=6, max_loop_iters=8,
+        num_experts=64, num_experts_per_token=4, d_expert=1024, max_seq_len=8_192,
+        vocab_size=65_536),
+    "7B": SMALL | dict(d_model=2560, n_heads=24, recurrent_layers=8, max_loop_iters=12,
+        num_experts=64, num_experts_per_token=6, d_expert=1456, max_seq_len=8_192),
+    "10B": SMALL | dict(d_model=3072, n_heads=24, recurrent_layers=8, max_loop_iters=12,
+        num_experts=64, num_experts_per_token=6, d_expert=1784, max_seq_len=16_384),
+    "50B": MEDIUM | dict(d_model=4096, n_heads=32, recurrent_layers=12, max_loop_iters=16,
+        num_experts=128, num_experts_per_token=6, d_expert=2496, max_seq_len=32_768),
+    "70B": MEDIUM | dict(d_model=5120, n_heads=40, recurrent_layers=14, max_loop_iters=16,
+        num_experts=128, num_experts_per_token=8, d_expert=2384, max_seq_len=32_768),
+    "100B": MEDIUM | dict(d_model=5120, n_heads=40, recurrent_layers=16, max_loop_iters=20,
+        num_experts=160, num_experts_per_token=8, d_expert=2432, max_seq_len=65_536),
+    "500B": LARGE | dict(d_model=7168, n_heads=56, recurrent_layers=24, max_loop_iters=24,
+        num_experts=256, num_experts_per_token=8, d_expert=3712, max_seq_len=131_072),
+    "1T": LARGE | dict(d_model=8192, n_heads=64, recurrent_layers=32, max_loop_iters=32,
+        num_experts=256, num_experts_per_token=8, d_expert=4896, max_seq_len=262_144),
+}  # fmt: skip
+
+
+def get_model_config(name: str) -> MythosConfig:
+    """The config of a named size, "1B" to "1T", or of "tiny", the toy of train_tiny.py.
+
+    The total parameter count is within 1% of the name. Case does not matter; an unknown name
+    raises ValueError with the known ones. Change a field with `dataclasses.replace`, or in
+    `RecurrentDepthTransformer(config, attention_type="gqa")`.
+    """
+    known = {size.lower(): size for size in SIZES}
+    size = known.get(str(name).lower())
+    expect(size is not None, "name", name, f"one of {[*SIZES]}")
+    return MythosConfig(**SIZES[size])
+
+
+def print_sizes() -> None:
+    """Mythos sizes. layers: prelude + recurrent × max loops + coda.
+
+    active: parameters that one token uses; executed: with the loop's counted L times.
+    cache: bytes per token at L loops in bf16. tokens: 20 per active parameter (Chinchilla);
+    FLOPs: to train on them. Extrapolated: Parcae fitted its laws below 1.3e20 FLOPs.
+    """
+    print(*(line.strip() for line in print_sizes.__doc__.splitlines()), sep="\n")
+    line = "{:>5} {:>9} {:>9} {:>11}  {:<10} {:<11} {:>8} {:>10} {:>10} {:>7} {:>8}".format
+    print(line(*"size total active executed layers experts context MLA-cache GQA-cache tokens "
+               "FLOPs".split()))  # fmt: skip
+    for name, size in SIZES.items():
+        with torch.device("meta"):  # shapes without memory
+            model = RecurrentDepthTransformer(**size)
+            gqa = RecurrentDepthTransformer(**size, attention_type="gqa")
+        c, active = model.config, num_params(model, active=True)
+        scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
+        counts = (n / scale for n in (num_params(model), active, executed_params(model)))
+        layers = f"{c.prelude_layers}+{c.recurrent_layers}×{c.max_loop_iters}+{c.coda_layers}"
+        experts = f"{c.num_experts_per_token}/{c.num_experts} + {c.num_shared_experts}"
+        caches = (f"{kv_bytes_per_token(m):,}" for m in (model, gqa))
+        flops = 3 * flops_per_token(model, context=c.max_seq_len // 2) * 20 * active
+        print(line(name, *(f"{n:.2f}{unit}" for n in counts), layers, experts, f"{c.max_seq_len:,}",
+                   *caches, f"{20 * active / 1e9:.3g}B", f"{flops:.1e}"))  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
 # Checks: bad input raises a ValueError that names the field, what it got and what it expected
 # ------------------------------------------------------------------------------------------------
+
+# The least that each number may be, in the config and in the calls.
+LEAST = dict.fromkeys("""prelude_layers recurrent_layers coda_layers max_loop_iters num_experts
+    num_shared_experts norm_eps n_loops state_noise halt_threshold logits_to_keep max_new_tokens
+    temperature top_p eos_token context speed""".split(), 0)  # fmt: skip
+LEAST |= dict.fromkeys("""vocab_size d_model max_seq_len n_heads head_dim n_kv_heads kv_lora_rank
+    q_lora_rank rope_theta d_ff d_expert num_experts_per_token grad_loops batch_size length top_k
+    iterations bytes_per_number""".split(), 1)  # fmt: skip
+FRACTIONS = "norm_eps rope_theta state_noise halt_threshold temperature top_p speed".split()
+MAY_BE_NONE = """head_dim n_kv_heads kv_lora_rank q_lora_rank d_ff d_expert n_loops grad_loops
+    halt_threshold top_k top_p eos_token""".split()
 
 
 def expect(ok: bool, field: str, got: object, expected: object) -> None:
@@ -938,115 +1164,61 @@ def expect(ok: bool, field: str, got: object, expected: object) -> None:
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
 
-def rules_of(*annotated: object) -> dict[str, tuple]:
-    """name -> (type, in words, test, whether None will do), for each number that these functions
-    and classes annotate: `top_k: PosInt | None` gives "top_k" -> (int, "an integer >= 1", …, True).
-    Other annotations are passed over."""
-    return {
-        name: (*get_args(part), part is not kind)  # last: kind was `… | None`
-        for source in annotated
-        for name, kind in get_type_hints(source, include_extras=True).items()
-        for part in (kind, *get_args(kind))  # `PosInt | None` has two parts
-        if get_origin(part) is Annotated
-    }
-
-
-RULES = rules_of(sample, *filter(callable, vars(RecurrentDepthTransformer).values()))
-
-
-def check_numbers(rules=RULES, /, **numbers) -> None:
+def check(**numbers: object) -> None:
+    """Each number against the tables above; what they do not know is passed over."""
     for name, got in numbers.items():
-        kind, expected, holds, optional = rules[name]
-        number = isinstance(got, int | kind) and not isinstance(got, bool) and abs(got) < 1e38
-        expected += " or None" if optional else ""
-        expect((optional and got is None) or (number and holds(got)), name, got, expected)
+        if name in LEAST and not (got is None and name in MAY_BE_NONE):
+            # Exactly these types: a bool is no number, and a checkpoint cannot hold NumPy's.
+            ok = type(got) is int or (type(got) is float and name in FRACTIONS)
+            kind = "a finite number" if name in FRACTIONS else "an integer"
+            expect(ok and LEAST[name] <= got < 1e38, name, got, f"{kind} >= {LEAST[name]}")
 
 
 def check_config(c: MythosConfig) -> None:
-    rules = rules_of(type(c))  # with those of a subclass
-    check_numbers(rules, **{name: got for name, got in vars(c).items() if name in rules})
-    H, K, E, kind = c.n_heads, c.num_experts_per_token, c.num_experts, c.attention_type
-    expect(kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")
-    expect(isinstance(c.embed_norm, bool), "embed_norm", c.embed_norm, "True or False")
-    rho = c.spectral_radius_target
-    expect(rho is None or rho < 1, "spectral_radius_target", rho, "a number in (0, 1) or None")
-    expect(c.rope_theta >= 1, "rope_theta", c.rope_theta, "1 or more, or angles can overflow")
-    whole, w = c.head_dim is not None or c.d_model % H == 0, derive_widths(c)
-    expect(whole, "n_heads", H, f"a divisor of d_model = {c.d_model}, or head_dim given")
-    divisor = 4 if kind == "mla" else 2  # for pairs: rope_dim is even (MLA: head_dim / 2)
-    expect(w.head_dim % divisor == 0, "head_dim", w.head_dim, f"a multiple of {divisor}, for RoPE")
-    divides = kind == "mla" or H % w.n_kv_heads == 0
-    expect(divides, "n_kv_heads", w.n_kv_heads, f"a divisor of n_heads = {H}")
-    if E > 0:
-        expect(K <= E, "num_experts_per_token", K, f"at most num_experts = {E}")
-        for name, width in (("d_model", c.d_model), ("d_expert", w.d_expert)):
-            expect(width % 8 == 0, name, width, "a multiple of 8 (F.grouped_mm: 16-byte rows)")
-
-
-def check_loops(model: RecurrentDepthTransformer, n_loops: int | None) -> int:
-    """None becomes the default; a model without recurrent layers has none and takes none."""
-    check_numbers(n_loops=n_loops)
-    has_loop = len(model.recurrent) > 0
-    expect(has_loop or not n_loops, "n_loops", n_loops, "0: the model has no recurrent layers")
-    default = model.config.max_loop_iters if has_loop else 0
-    return default if n_loops is None else n_loops
+    check(**vars(c))
+    kind, rho, H, E = c.attention_type, c.spectral_radius_target, c.n_heads, c.num_experts
+    expect(type(kind) is str and kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")
+    expect(type(c.embed_norm) is bool, "embed_norm", c.embed_norm, "True or False")
+    ok = rho is None or (type(rho) is float and 0 < rho < 1)
+    expect(ok, "spectral_radius_target", rho, "a number in (0, 1) or None")
+    ok, widths = c.head_dim is not None or c.d_model % H == 0, derive_widths(c)
+    expect(ok, "n_heads", H, f"a divisor of d_model = {c.d_model}, or head_dim given")
+    C, G, K, mla = widths.head_dim, widths.n_kv_heads, c.num_experts_per_token, kind == "mla"
+    expect(C % (4 if mla else 2) == 0, "head_dim", C, "even; a multiple of 4 for MLA's RoPE")
+    expect(mla or H % G == 0, "n_kv_heads", G, f"a divisor of n_heads = {H}")
+    expect(E == 0 or K <= E, "num_experts_per_token", K, f"at most num_experts = {E}")
+    for name, width in (("d_model", c.d_model), ("d_expert", widths.d_expert)):
+        expect(E == 0 or width % 8 == 0, name, width, "a multiple of 8: grouped_mm's 16 bytes")
 
 
 def check_call(model, tokens, targets=None, cache=None, *, n_loops, **numbers) -> int:
-    """Check the arguments of forward and of all that calls it; returns the number of loops.
-
-    numbers: the remaining arguments, by name.
-    """
-    c, n_loops = model.config, check_loops(model, n_loops)
-    check_numbers(**numbers)
-    grad_loops, eos_token = numbers.get("grad_loops"), numbers.get("eos_token")
-    with_gradient = cache is None and numbers.get("halt_threshold") is None
-    ok = grad_loops is None or with_gradient
-    expect(ok, "grad_loops", grad_loops, "None with a cache or halting: no gradient is recorded")
-    ok = eos_token is None or eos_token < c.vocab_size
-    expect(ok, "eos_token", eos_token, f"an id below vocab_size = {c.vocab_size}, or None")
+    """The arguments of forward and of all that calls it; returns the number of loops."""
+    check(**numbers)
+    n_loops, S, most = loops_of_call(model.config, n_loops), 0, model.config.max_seq_len
     check_ids(model, "tokens", tokens, tokens)
     if targets is not None:
-        keep = numbers.get("logits_to_keep", 0)
-        expect(keep == 0, "logits_to_keep", keep, "0 (all) when there are targets to score")
         check_ids(model, "targets", targets, tokens)
     if cache is not None:
-        check_cache(model, cache, tokens, n_loops)
-    T = tokens.shape[1] + numbers.get("max_new_tokens", 0)
-    expect(T <= c.max_seq_len, "tokens", T, f"at most {c.max_seq_len}, new ones included")
+        expect(isinstance(cache, Cache), "cache", cache, "one from new_cache, or None")
+        S, (slots, N, most, W) = cache.n_tokens, cache.shape
+        wanted = (n_loops, layer_applications(model, n_loops), len(tokens), model.widths.row_width)
+        ok = (cache.n_loops, slots, N, W) == wanted
+        expect(ok, "cache, (loops, slots, N, W)", (cache.n_loops, slots, N, W), wanted)
+    S += tokens.shape[1]
+    expect(S <= most, "tokens", S, f"at most {most}, those in the cache included")
     return n_loops
 
 
-def check_ids(model: RecurrentDepthTransformer, name: str, x: Tensor, tokens: Tensor) -> None:
-    device, top = next(model.parameters()).device, model.config.vocab_size - 1
-    ok = isinstance(x, Tensor) and x.dtype in (torch.int32, torch.int64) and x.device == device
-    ok = ok and x.dim() == 2 and x.numel() > 0 and x.shape == tokens.shape
-    got = (x.dtype, tuple(x.shape), x.device) if isinstance(x, Tensor) else type(x)
-    expect(ok, name, got, f"int64 or int32 (N, T) on {device}, not empty, targets as tokens")
-    if torch.compiler.is_compiling() or x.is_meta:  # there are no values to look at
-        return
-    ids = x[x != -100] if name == "targets" else x
-    expect(ids.numel() > 0, name, "all −100", "at least one target to score")
-    low, high = ids.min().item(), ids.max().item()
-    expect(low >= 0 and high <= top, f"{name}, ids", (low, high), f"within 0 … {top}")
-
-
-def cache_layout(model: RecurrentDepthTransformer, batch_size: int, n_loops: int) -> dict:
-    c, device = model.config, next(model.parameters()).device
-    return dict(n_loops=n_loops, batch_size=batch_size, prelude_layers=c.prelude_layers,
-                recurrent_layers=c.recurrent_layers, coda_layers=c.coda_layers,
-                row_width=model.widths.row, device=device)  # fmt: skip
-
-
-def check_cache(model: RecurrentDepthTransformer, cache: Cache, tokens: Tensor, n_loops: int):
-    expect(isinstance(cache, Cache), "cache", type(cache), "one from new_cache, or None")
-    for name, wanted in cache_layout(model, len(tokens), n_loops).items():
-        expect(cache.layout[name] == wanted, f"cache, {name}", cache.layout[name], wanted)
-    S, length = cache.n_tokens + tokens.shape[1], cache.rows.shape[2]
-    expect(S <= length, "cached + new tokens", S, f"at most the cache's length, {length}")
+def check_ids(model: RecurrentDepthTransformer, name: str, ids: Tensor, tokens: Tensor) -> None:
+    device, V = model.head.weight.device, model.config.vocab_size
+    ok = isinstance(ids, Tensor) and ids.dtype in (torch.int32, torch.int64) and ids.dim() == 2
+    ok = ok and ids.device == device and ids.numel() > 0 and ids.shape == tokens.shape
+    expect(ok, name, ids, f"int64 or int32 (N, T) on {device}, not empty, targets as tokens")
+    if not (torch.compiler.is_compiling() or ids.is_meta):  # there are values to look at
+        scored = ids[ids != -100] if name == "targets" else ids
+        ok = scored.numel() > 0 and scored.min() >= 0 and scored.max() < V
+        expect(ok, f"{name}, ids", scored, f"at least one, all within 0 … {V - 1}")
 
 
 if __name__ == "__main__":
-    from experiments.sizes import print_sizes
-
     print_sizes()
