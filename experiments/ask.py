@@ -12,12 +12,12 @@ A circuit has up to 16 variables, one letter each: an input (0 or 1), or the XOR
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 import torch
 
 from experiments.circuits import Circuits
-from experiments.command import run_as_program, say
 from experiments.text import readable
 from mythos import RecurrentDepthTransformer, expect
 from train_tiny import Chains, load_checkpoint, load_model, logits_per_loop
@@ -122,25 +122,27 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         saved, model = load_checkpoint(args.checkpoint), load_model(args.checkpoint)
-        if saved["step"] < saved["run"]["steps"]:
-            say(f"(not trained to its end: step {saved['step']} of {saved['run']['steps']})")
+        done, steps = len(saved["history"]["loss"]), saved["recipe"]["steps"]
+        if done < steps:
+            print(f"(not trained to its end: step {done} of {steps})")
         asks = {Chains.name: (Chains, ask_chains), Circuits.name: (Circuits, ask_circuit)}
-        if saved["run"]["task"] in asks:
-            task, ask = asks[saved["run"]["task"]]
+        name = saved["recipe"]["task"]["name"]
+        if name in asks:
+            task, ask = asks[name]
             halt = task.halt_threshold if args.halt is None else args.halt
             expect(args.loops is None or args.loops > 0, "--loops", args.loops, "1 or more")
-            say(ask(model, args.question, args.loops or 8, halt))
+            print(ask(model, args.question, args.loops or 8, halt))
             return 0
         prompt = list(args.question.encode())
         expect(len(prompt) > 0, "question", "", "the beginning of a text")
         how = dict(n_loops=args.loops, halt_threshold=args.halt, temperature=args.temperature)
         rng = torch.Generator().manual_seed(args.seed)
         ids = model.generate(torch.tensor([prompt]), args.bytes, **how, top_p=0.95, generator=rng)
-        say(readable(bytes(ids[0].tolist())))
+        print(readable(bytes(ids[0].tolist())))
     except ValueError as error:
         parser.error(str(error))
     return 0
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    sys.exit(main())

@@ -18,9 +18,12 @@ import argparse
 import importlib.util
 import json
 import os
+import platform
 import statistics
+import sys
 import textwrap
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,16 +36,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mythos
-from experiments import measure
-from experiments.command import (
-    describe_machine,
-    find_device,
-    run_as_program,
-    say,
-    write_atomically,
-)
 from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer, expect
-from train_tiny import Chains, load_model
+from train_tiny import Chains, load_model, write_atomically
 
 HERE = Path(__file__).resolve().parent
 RESULTS, SPEED = HERE / "results" / "bench.json", HERE / "SPEED.md"
@@ -158,32 +153,32 @@ def loop_over_experts(moe: MixtureOfExperts, x: Tensor) -> Tensor:
 
     unbind, since the backward of gate_up_proj[i] would fill a gradient as large as all experts.
     """
-    chosen, gates = moe.route(x)
+    chosen, mix = moe.route(x)
     out = torch.zeros_like(x)
     experts = zip(moe.gate_up_proj.unbind(0), moe.down_proj.unbind(0), strict=True)
     for i, (gate_up, down) in enumerate(experts):
         token, k = (chosen == i).nonzero(as_tuple=True)
         gate, up = (x[token] @ gate_up).chunk(2, dim=-1)
         hidden = F.silu(gate) * up
-        out = out.index_add(0, token, gates[token, k, None] * (hidden @ down))
+        out = out.index_add(0, token, mix[token, k, None] * (hidden @ down))
     return out
 
 
 def bytes_kept(model: RecurrentDepthTransformer, tokens: Tensor, grad_loops: int | None) -> int:
     """Bytes that autograd keeps for the backward pass, the weights themselves left out."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, []
 
     def note(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        x = x.detach()  # an object that only the graph holds
+        kept.append(weakref.ref(x))
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         _, loss = model(tokens, tokens, grad_loops=grad_loops)
-    assert loss is not None  # alive until here: no address was used twice
-    return sum(kept.values())
+    assert loss is not None  # alive until here, and so is its graph
+    storages = [x.untyped_storage() for x in (ref() for ref in kept) if x is not None]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return sum(size for place, size in sizes.items() if place not in weights)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -264,7 +259,7 @@ def training(device: torch.device) -> Rows:
     for options in ({}, MANY_EXPERTS, PLAIN):
         config, others = replace(SHAPE, **options), {}
         model = RecurrentDepthTransformer(config).to(device).train()
-        flops = measure.flops_per_token(model, context=LENGTH // 2)
+        flops = mythos.flops_per_token(model, context=LENGTH // 2)
         name = f"{config.num_experts} experts" if config.num_experts else "no experts, no MLA"
         if options is not MANY_EXPERTS:
             others["a Llama of equal FLOPs (transformers)"] = llama(flops, config, device)
@@ -437,7 +432,7 @@ def halting(checkpoint: Path, device: torch.device) -> Rows:
     thresholds = (0.5, task.halt_threshold)
     fixed, *halted = seconds(*[partial(ask, threshold) for threshold in (None, *thresholds)])
     for threshold, took in zip(thresholds, halted, strict=True):
-        seen = measure.diagnostics(model, tokens, n_loops=L, halt_threshold=threshold)
+        seen = mythos.diagnostics(model, tokens, n_loops=L, halt_threshold=threshold)
         loops = seen["loops_used"][:, n:].float().mean().item()
         halts, never = (statistics.fmean(right[key]) for key in (threshold, None))
         text = f"{fixed / took:.2f} times as fast as {L} loops for all; {loops:.1f} loops a query"
@@ -477,11 +472,12 @@ def memory(device: torch.device) -> Rows:
     what = f"kept for the backward pass of 2 × {LENGTH} tokens, grad_loops {names}"
     yield what, f"{kept} MiB"
     for kind in ("mla", "gqa"):
-        model = RecurrentDepthTransformer(SHAPE, attention_type=kind)
+        model = RecurrentDepthTransformer(SHAPE, attention_type=kind).to(device)
         n = min(1000, SHAPE.max_seq_len)
-        kept = model.new_cache(1, n).rows
-        formula = n * measure.kv_bytes_per_token(model, bytes_per_number=kept.element_size())
-        allocated = kept.untyped_storage().nbytes()
+        cache = model.new_cache(1, n)
+        model(tokens[:1, :1], cache=cache)  # the first token allocates the rows of all
+        size, allocated = cache.rows.element_size(), cache.rows.untyped_storage().nbytes()
+        formula = n * mythos.kv_bytes_per_token(model, bytes_per_number=size)
         what = f"cache of {n:,} tokens, {kind.upper()}, {model.config.max_loop_iters} loops"
         yield what, f"{allocated:,} bytes allocated, {formula:,} by kv_bytes_per_token"
     config = mythos.get_model_config("1T")
@@ -562,25 +558,27 @@ def run_parts(parts: dict, device: torch.device, path: Path, about: str, keep=Fa
     """
     torch.manual_seed(0)
     old = json.loads(path.read_text("utf-8")) if keep and path.is_file() else {}
-    numbers = describe_machine(device) | {"about": about, "seconds": 0.0}
-    numbers["machine"] += f", {os.cpu_count()} cores"
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     if device.type == "cuda":
-        numbers["machine"] = torch.cuda.get_device_name(device)
+        machine = torch.cuda.get_device_name(device)
+    numbers = dict(device=str(device), machine=machine, threads=torch.get_num_threads(),
+                   torch=torch.__version__, about=about, seconds=0.0)  # fmt: skip
     for key in ("machine", "torch"):  # one table, one machine
         got = old.get(key, numbers[key])
         expect(got == numbers[key], f"{path.name}, {key}", got, f"{numbers[key]}, as now")
     numbers["parts"] = old.get("parts", {})
     started = time.perf_counter()
     for heading, measures in parts.items():
-        say(f"\n{heading}")
+        print(f"\n{heading}")
         numbers["parts"][heading] = rows = []
         for what, value in (row for part in measures for row in part(device)):
             rows.append((what, value))
             numbers["seconds"] = time.perf_counter() - started
             write_text(path, json.dumps(numbers, indent=1, ensure_ascii=False))
-            say(textwrap.fill(f"{what:<64} {value}", 100, subsequent_indent=" " * 8))
+            line = textwrap.fill(f"{what:<64} {value}", 100, subsequent_indent=" " * 8)
+            print(line, flush=True)
         speed = write_report(path)
-    say(f"\n{numbers['seconds']:.0f} s on {numbers['machine']}\n{path}\n{speed}")
+    print(f"\n{numbers['seconds']:.0f} s on {numbers['machine']}\n{path}\n{speed}")
     return [row for heading in parts for row in numbers["parts"][heading]]
 
 
@@ -597,11 +595,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="of `train_tiny.py`: measure halting on it")
     parser.add_argument("--compile", action="store_true", help="also torch.compile (minutes)")
     parser.add_argument("--report", action="store_true", help="only write SPEED.md from the JSON")
-    parser.add_argument("--device", default="cpu", help="default: cpu; a GPU: experiments.gpu")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON; SPEED.md beside it")
     args = parser.parse_args(arguments)
     try:
-        path, device = results_path(args.results), find_device(args.device)
+        path = results_path(args.results)
         ok = args.checkpoint is None or args.checkpoint.is_file()
         expect(ok, "--checkpoint", str(args.checkpoint), "a checkpoint of train_tiny.py")
         ok = path.is_file() or not args.report
@@ -619,9 +616,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.compile:
         parts["Compiled"] = [compiled]
     about = HOW_TO_READ.format(flags=flags, threads=torch.get_num_threads())
-    run_parts(parts, device, path, about)
+    run_parts(parts, torch.device("cpu"), path, about)
     return 0
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    sys.exit(main())

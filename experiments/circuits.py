@@ -17,14 +17,14 @@ on the way except the operands'. In training no circuit is more than 5 deep; the
 stands still, gets all of it right.
 """
 
+import sys
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from experiments.command import make_parser, run_as_program
 from mythos import MythosConfig, get_model_config
-from train_tiny import Chains, launch
+from train_tiny import Chains, make_parser, run
 
 
 class Circuits(Chains):
@@ -32,7 +32,7 @@ class Circuits(Chains):
     says that input i is v; 3·n + (op·n + i)·n + j says that gate i reads j (op 0: XOR, 1: NAND).
     """
 
-    name, steps, batch_size = "circuits", 800, 32
+    name, example, steps, batch_size = "circuits", "a=1 b=0 c=a^b", 800, 32
     n_nodes = 16  # variables
     state_noise = 0.0  # 0.3, measured, slows the learning down here
     deep_loops = 12  # the deepest of training
@@ -47,26 +47,26 @@ class Circuits(Chains):
         n, tiny = self.n_nodes, get_model_config("tiny")
         return replace(tiny, attention_type=attention_type, vocab_size=3 * n + 2 * n * n)
 
-    def draw_loops(self, generator: torch.Generator) -> int:
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
         """Enough for the deepest gates; or up to 3 more; or 12, so that the state learns to stand
         still: a third of the steps each."""
 
         def draw(low: int, high: int) -> int:
             return int(torch.randint(low, high + 1, (), generator=generator))
 
-        enough = self.frontier + 1
+        enough = frontier + 1
         return (enough, draw(enough, enough + 3), self.deep_loops)[draw(0, 2)]
 
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+    def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
         """tokens and targets (B, 3n), and a number of loops."""
-        n_loops = self.draw_loops(generator)
-        tokens, values, _ = self.circuits(self.batch_size, self.frontier, generator)
+        n_loops = self.draw_loops(generator, frontier)
+        tokens, values, _ = self.circuits(self.batch_size, frontier, generator)
         return tokens, values, n_loops
 
-    def learned(self, n_loops: int, loss: float) -> None:
-        """Curriculum: once circuits of this depth are mastered, a layer more."""
-        if self.frontier < self.train_hops and loss < 0.15:
-            self.frontier += 1
+    def advance(self, frontier: int, n_loops: int, loss: float) -> int:
+        """The frontier is the deepest circuits so far: once they are mastered, a layer more."""
+        mastered = frontier < self.train_hops and loss < 0.15
+        return frontier + 1 if mastered else frontier
 
     def circuits(self, B: int, deepest: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """tokens and values (B, 3n), and the depths (B, n) of the variables that are asked for."""
@@ -105,9 +105,9 @@ class Circuits(Chains):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = make_parser("Train Mythos on Boolean circuits.", Circuits.steps)
-    return launch(parser, arguments, lambda args: Circuits())
+    parser = make_parser("Train Mythos on Boolean circuits.", Circuits)
+    return run(parser, arguments, lambda args: Circuits())
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    sys.exit(main())

@@ -15,6 +15,8 @@ pictures, and README's table and points.
 import argparse
 import json
 import math
+import platform
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +26,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments import report, variants
-from experiments.command import describe_machine, run_as_program, say, write_atomically
-from experiments.measure import (
+from experiments.report import RESULTS
+from mythos import (
+    RecurrentDepthTransformer,
     diagnostics,
+    expect,
     flops_per_token,
     loop_gain,
     num_params,
     spectral_radius,
 )
-from experiments.report import RESULTS
-from mythos import RecurrentDepthTransformer, expect
-from train_tiny import Chains, load_checkpoint, logits_per_loop, mean, train
+from train_tiny import Chains, load_checkpoint, logits_per_loop, mean, train, write_atomically
 
 # ------------------------------------------------------------------------------------------------
 # Measuring a trained variant
@@ -217,7 +219,7 @@ def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loo
     Counted for the plain model with this config, since `Untied` runs one of its blocks in a loop.
     Truncated backpropagation costs less than this.
     """
-    tokens, _, _ = task.batch(torch.Generator().manual_seed(0))
+    tokens, _, _ = task.batch(torch.Generator().manual_seed(0), 1)
     context, plain = tokens.shape[1] // 2, RecurrentDepthTransformer(model.config)
     once = flops_per_token(plain, 0, context)
     loop = flops_per_token(plain, 1, context) - once if plain.recurrent else 0
@@ -233,27 +235,27 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
     if path.exists():
         return
     variant, checkpoint = variants.VARIANTS[kind][name], runs / kind / f"{name}-seed{seed}.pt"
-    say(f"\n{kind} {name}, seed {seed}: {variant.what}")
+    print(f"\n{kind} {name}, seed {seed}: {variant.what}")
     torch.manual_seed(seed)
     task = variant.task()
     steps = steps or task.steps
     model = variant.model(replace(task.config("mla"), **variant.config))
     task.prepare(model)
-    started = time.perf_counter()
     numbers = {"task": kind, "variant": name, "seed": seed, "steps": steps}
-    numbers |= {"parameters": num_params(model), "data_crc": task.data_crc}
+    numbers |= {"parameters": num_params(model), "data_crc": getattr(task, "data_crc", None)}
     numbers |= {"active_parameters": num_params(model, active=True)}
-    train(model, task, steps=steps, seed=seed, checkpoint=checkpoint, resume=checkpoint.exists())
-    seconds = time.perf_counter() - started
-    numbers |= {"train_seconds": seconds, **describe_machine(torch.device("cpu"))}
-    saved = load_checkpoint(checkpoint)
-    task.frontier = saved["frontier"]
-    numbers |= {"train_flops": training_flops(model, task, steps, saved["loops"])}
-    numbers |= {"frontier": task.frontier}  # how far the curriculum came
+    resume = checkpoint.exists()
+    history = train(model, task, steps=steps, seed=seed, checkpoint=checkpoint, resume=resume)
+    numbers |= {"train_seconds": history["seconds"], "device": "cpu", "torch": torch.__version__}
+    machine = platform.processor() or platform.machine()
+    numbers |= {"machine": machine, "threads": torch.get_num_threads()}
+    numbers |= {"train_flops": training_flops(model, task, steps, sum(history["loops"]))}
+    numbers |= {"frontier": load_checkpoint(checkpoint)["frontier"]}  # how far the curriculum came
+    measuring = time.perf_counter()
     numbers |= MEASURES[kind](model.eval(), task)
     text = json.dumps(numbers, indent=1)
     write_atomically(path, lambda path: path.write_text(text, "utf-8"))
-    say(f"measured in {time.perf_counter() - started - seconds:.0f} s: {path.name}")
+    print(f"measured in {time.perf_counter() - measuring:.0f} s: {path.name}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -289,9 +291,9 @@ def main(arguments: list[str] | None = None) -> int:
             for name in args.only or known[args.task]:
                 run(args.task, name, seed, results, args.runs, steps)
     for path in report.write(results):
-        say(str(path))
+        print(path)
     return 0
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    sys.exit(main())

@@ -55,10 +55,11 @@ def train(
     optimizers = make_optimizers(model, task.prelude_lr)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     generator, history = torch.Generator().manual_seed(seed), []
+    frontier = task.train_loops  # no curriculum: a few steps shall see all loop counts
     model.train()
     for step in range(steps):
         # All ranks draw the same global batch, loop count included, and take every ranks-th row.
-        tokens, targets, n_loops = task.batch(generator)
+        tokens, targets, n_loops = task.batch(generator, frontier)
         for group in groups:
             group["lr"] = group["peak_lr"] * schedule(step, steps)
         total = torch.zeros((), device=device)
@@ -85,7 +86,7 @@ def train(
         sum_over_ranks([block.ffn.load for block in model.recurrent])
         model.update_router_bias(speed=0.01)
         sum_over_ranks([total])
-        task.learned(n_loops, total.item())  # the curriculum, too, must climb on all ranks at once
+        frontier = task.advance(frontier, n_loops, total.item())  # on all ranks at once
         history.append((total.item(), norm.item()))
     return history
 
@@ -135,7 +136,6 @@ def main(arguments: list[str] | None = None) -> None:
     dist.init_process_group("nccl" if cuda else "gloo", **alone)  # torchrun says how many we are
     torch.manual_seed(0)  # the same weights on all ranks
     task = Chains()
-    task.frontier = task.train_loops  # no curriculum: a few steps shall see all loop counts
     model = RecurrentDepthTransformer(task.config("mla"))
     task.prepare(model)
     model.to("cuda" if cuda else "cpu")

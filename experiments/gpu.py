@@ -28,13 +28,19 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from experiments import bench, measure
+from experiments import bench
 from experiments.bench import Rows, normal, our_loss, seconds, their_loss, train_step
-from experiments.command import find_device, run_as_program
-from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer, get_model_config
+from mythos import (
+    MixtureOfExperts,
+    MythosConfig,
+    RecurrentDepthTransformer,
+    expect,
+    flops_per_token,
+    get_model_config,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ["test_mythos.py", "experiments/test_measure.py", "experiments/test_composes.py"]
+TESTS = ["test_mythos.py", "experiments/test_composes.py"]
 PRODUCT = 8192
 TOY, LARGE = "tiny", "1B"
 TOY_BATCH, LARGE_BATCH = (32, 40), (8, 1024)  # sequences, tokens
@@ -187,7 +193,7 @@ def one_process(device: torch.device):
 
 def forward_flops(config: MythosConfig, batch: tuple[int, int]) -> int:
     model = build(torch.device("meta"), config)
-    return measure.flops_per_token(model, context=batch[1] // 2)
+    return flops_per_token(model, context=batch[1] // 2)
 
 
 def experts(device: torch.device) -> Rows:
@@ -272,7 +278,7 @@ def graphed(model: RecurrentDepthTransformer, context: int) -> Callable[[], None
 
     def step() -> None:  # without forward's look at the ids, which waits for the GPU
         e, rope = model.run_prelude(prompt[:, :1], cache)
-        h, _ = model.run_loop(e, rope, model.config.max_loop_iters, cache=cache)
+        h = model.run_loop(e, rope, model.config.max_loop_iters, cache)
         model.run_coda(h, rope, cache, 1)
 
     side = torch.cuda.Stream()
@@ -313,15 +319,15 @@ Times in Training, Experts and Decoding are medians of {bench.ROUNDS} rounds."""
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Try and measure Mythos on a GPU.")
     parser.add_argument("--only", choices=PARTS, help="one part; the others stay as they are")
-    parser.add_argument("--device", help="default: cuda, mps or cpu, whichever is there first")
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda", "mps"))
     parser.add_argument(
         "--results", type=Path, default=bench.RESULTS_GPU, help="JSON; SPEED.md beside it"
     )
     args = parser.parse_args(arguments)
     try:
-        path, device = bench.results_path(args.results), find_device(args.device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        path, device = bench.results_path(args.results), torch.device(args.device)
+        ok = device.type != "cuda" or torch.cuda.is_available()
+        expect(ok, "--device", args.device, "a device of this machine")
         parts = {args.only: PARTS[args.only]} if args.only else PARTS
         rows = bench.run_parts(parts, device, path, how_to_read(), keep=args.only is not None)
     except ValueError as error:
@@ -330,4 +336,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    sys.exit(main())

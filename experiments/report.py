@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 from experiments import variants
 from experiments.circuits import Circuits
-from experiments.command import write_atomically
 from experiments.text import Text
 from experiments.variants import VARIANTS, Ends, Shells, ToldHops, supervision
-from train_tiny import Chains
+from train_tiny import Chains, write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NEAR, LAST = Chains.train_hops, Chains.longest - 1  # hops: the most in training, and in the test

@@ -4,17 +4,45 @@
 import pytest
 import torch
 
-import train_tiny
 from experiments import ask, show, text
 from experiments.circuits import Circuits
 from experiments.test_circuits import compute
-from experiments.test_circuits import small as small_circuits  # noqa: F401
-from experiments.test_trainer import AnySteps, oracle, small, tiny_model  # noqa: F401
 from mythos import RecurrentDepthTransformer
-from train_tiny import Chains
+from train_tiny import Chains, load_checkpoint, train
 
 torch.set_num_threads(1)
 EDGES = "0-4 3→1 4->3 1-1 2-2"
+
+
+def tiny_model(task=None):
+    torch.manual_seed(0)
+    config = (task or Chains()).config("mla")
+    return RecurrentDepthTransformer(config, d_model=32, n_heads=2, d_expert=16, num_experts=4)
+
+
+def walk(successor, node, hops):
+    """Plain pointer chasing, one query at a time: the reference for Chains."""
+    for _ in range(hops):
+        node = successor[node]
+    return node
+
+
+def edges_of(tokens, n):
+    edges = [divmod(token - n, n) for token in tokens[:n]]
+    assert len(dict(edges)) == n, "each node has exactly one edge out"
+    return dict(edges)
+
+
+def oracle(model, tokens, loops, halt_threshold=None):
+    """A stand-in for logits_per_loop that hops perfectly."""
+    n = Chains.n_nodes
+    logits = {L: torch.zeros(*tokens.shape, n) for L in loops}
+    for b, row in enumerate(tokens.tolist()):
+        successor = edges_of(row, n)
+        for t, query in enumerate(row[n:], start=n):
+            for L in loops:
+                logits[L][b, t, walk(successor, query, L)] = 1.0
+    return logits, torch.full(tokens.shape, 7)
 
 
 def test_edges_are_read_as_written():
@@ -37,8 +65,8 @@ def test_bad_edges_are_refused(edges, told):
 def test_answers_stand_under_their_questions(monkeypatch):
     """A row that belongs to other loops or other nodes; a wrong truth; halting that is not asked
     for, or that ends with the rows above it."""
-    answer, asked = oracle(), []
-    monkeypatch.setattr(ask, "logits_per_loop", lambda *a: asked.append(a[2:]) or answer(*a))
+    asked = []
+    monkeypatch.setattr(ask, "logits_per_loop", lambda *a: asked.append(a[2:]) or oracle(*a))
     said = ask.ask_chains(tiny_model(), EDGES, 3, 0.3).splitlines()
     assert said[0].split()[-5:] == ["0", "1", "2", "3", "4"]
     assert [line.split()[-5:] for line in said[1:4]] == [
@@ -84,48 +112,52 @@ def test_a_circuit_is_asked_as_in_training(monkeypatch):
     assert said[-1].split()[-4:] == ["1", "1", "0", "1"] and len(said) == 6
 
 
-def test_a_trained_model_answers(small, tmp_path, capsys):  # noqa: F811
-    """A checkpoint that is not found, or of another task than the question; flags ignored."""
-    train_tiny.main(["--steps", "1", "--out", str(tmp_path)])
-    path = tmp_path / "chains-mla-seed0.pt"
+def trained(task, path, capsys):
+    """The checkpoint of one step."""
+    train(tiny_model(task), task, steps=1, seed=0, checkpoint=path)
     capsys.readouterr()
+    return path
+
+
+def test_a_trained_model_answers(tmp_path, capsys, monkeypatch):
+    """A checkpoint that is not found, or of another task than the question; flags ignored; an
+    unfinished training that passes for a finished one."""
+    monkeypatch.setattr(Chains, "batch_size", 4)
+    path = trained(Chains(), tmp_path / "any.pt", capsys)
     assert ask.main([EDGES, "--checkpoint", str(path), "--loops", "2", "--halt", "0.4"]) == 0
     said = capsys.readouterr().out
-    assert said.count("after") == 2 and "halting below 0.4" in said
-    for flags in (
-        ["--checkpoint", str(tmp_path / "no")],
-        ["--checkpoint", str(path), "--loops", "0"],
+    assert said.count("after") == 2 and "halting below 0.4" in said and "not trained" not in said
+    for question, flags, complaint in (
+        (EDGES, ["--checkpoint", str(tmp_path / "no")], "checkpoint: got"),
+        (EDGES, ["--checkpoint", str(path), "--loops", "0"], "--loops: got 0"),
+        ("def ", ["--checkpoint", str(path)], "edges: got 'def '"),
     ):
         with pytest.raises(SystemExit) as stop:
-            ask.main([EDGES, *flags])
-        assert stop.value.code == 2
-        said = capsys.readouterr().err  # which checkpoint was meant, if there is one
-        assert f"expected a file saved by training, such as {path}" in said or "--loops" in flags
-    with pytest.raises(SystemExit):
-        ask.main(["def ", "--checkpoint", str(path)])
-    assert "edges: got 'def '" in capsys.readouterr().err
+            ask.main([question, *flags])
+        assert stop.value.code == 2 and complaint in capsys.readouterr().err
+    saved = load_checkpoint(path)
+    saved["recipe"]["steps"] = 3
+    torch.save(saved, path)
+    assert ask.main([EDGES, "--checkpoint", str(path)]) == 0
+    assert "step 1 of 3" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("small_circuits")
-def test_a_trained_model_computes_a_circuit(tmp_path, capsys):
-    """A circuit's checkpoint taken for one of text."""
-    task, path = Circuits(), tmp_path / "any.pt"
-    model = RecurrentDepthTransformer(task.config("mla"))
-    train_tiny.train(model, task, steps=1, seed=0, checkpoint=path)
-    capsys.readouterr()
-    assert ask.main(["a=1 b=0 c=a^b", "--checkpoint", str(path)]) == 0
+def test_a_trained_model_computes_a_circuit(tmp_path, capsys, monkeypatch):
+    """A circuit's checkpoint taken for one of text; an example that the task cannot read."""
+    monkeypatch.setattr(Circuits, "batch_size", 2)
+    path = trained(Circuits(), tmp_path / "any.pt", capsys)
+    assert ask.main([Circuits.example, "--checkpoint", str(path)]) == 0
     said = capsys.readouterr().out
     assert "halting below 0.02" in said and said.split()[-3:] == ["1", "0", "1"]
+    assert ask.read_edges(Chains.example, Chains.n_nodes)
 
 
 def test_text_is_continued(monkeypatch, tmp_path, capsys):
     """A sample that ignores its prompt, its length, its seed or another flag."""
     monkeypatch.setattr(text.Text, "context", 32)
     (tmp_path / "data").write_bytes(b"abcd" * 400)
-    flags = ["--steps", "1", "--out", str(tmp_path), "--data", str(tmp_path / "data")]
-    assert text.main(flags) == 0
-    capsys.readouterr()
-    how = ["--checkpoint", str(tmp_path / "text-data-mla-seed0-steps1.pt"), "--bytes", "9"]
+    path = trained(text.Text(tmp_path / "data"), tmp_path / "any.pt", capsys)
+    how = ["--checkpoint", str(path), "--bytes", "9"]
     said = []
     for more in ([], [], ["--seed", "1"], ["--temperature", "0", "--loops", "2", "--halt", "0.1"]):
         assert ask.main(["abc", *how, *more]) == 0
@@ -159,6 +191,6 @@ def test_the_moving_picture_has_a_frame_for_each_loop(tmp_path, monkeypatch):
 
     task = Chains()
     task.test_size = 4
-    show.draw_moving(task, tiny_model(), tmp_path / "x.gif", last=3)
+    show.draw_moving(task, tiny_model().eval(), tmp_path / "x.gif", last=3)
     with Image.open(tmp_path / "x.gif") as picture:
         assert picture.n_frames >= 3

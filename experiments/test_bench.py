@@ -11,8 +11,13 @@ from torch.testing import assert_close
 
 import train_tiny
 from experiments import bench
-from experiments.measure import flops_per_token
-from mythos import MixtureOfExperts, MythosConfig, RecurrentDepthTransformer
+from mythos import (
+    MixtureOfExperts,
+    MythosConfig,
+    RecurrentDepthTransformer,
+    flops_per_token,
+    get_model_config,
+)
 
 torch.set_num_threads(1)
 SMALL = dict(vocab_size=37, d_model=32, max_seq_len=32, n_heads=2, d_ff=40, d_expert=16)
@@ -35,7 +40,7 @@ def small(monkeypatch):
 def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capfd):
     """A part that crashes, a row that is lost or under another heading, a checkpoint that is not
     looked at, lines too wide for a screen, the profiler's own lines between ours."""
-    tiny = dataclasses.replace(train_tiny.get_model_config("tiny"), d_model=32, n_heads=2)
+    tiny = dataclasses.replace(get_model_config("tiny"), d_model=32, n_heads=2)
     monkeypatch.setattr(train_tiny.Chains, "config", lambda self, kind: tiny)
     monkeypatch.setattr(train_tiny.Chains, "test_size", 25)
     monkeypatch.setattr(train_tiny.Chains, "batch_size", 2)
@@ -43,7 +48,7 @@ def test_prints_and_keeps_every_row(small, tmp_path, monkeypatch, capfd):
     train_tiny.main(["--steps", "1", "--out", str(tmp_path), "--device", "cpu"])
     capfd.readouterr()
     path = tmp_path / "bench.json"
-    flags = ["--device", "cpu", "--results", str(path)]
+    flags = ["--results", str(path)]
     assert bench.main([*flags, "--checkpoint", str(tmp_path / "chains-mla-seed0-steps1.pt")]) == 0
     parts, (printed, errors) = json.loads(path.read_text())["parts"], capfd.readouterr()
     assert list(parts) == ["Training", "Decoding", "Experts", "Memory", "Halting"] and not errors
@@ -79,7 +84,7 @@ def test_an_interrupted_run_keeps_what_was_measured(small, tmp_path, monkeypatch
     monkeypatch.setattr(bench, "decoding", interrupt)
     path = tmp_path / "bench.json"
     with pytest.raises(KeyboardInterrupt):
-        bench.main(["--device", "cpu", "--results", str(path)])
+        bench.main(["--results", str(path)])
     numbers = json.loads(path.read_text())
     assert len(numbers["parts"]["Training"]) > 5
     assert numbers["parts"]["Decoding"] == [["a row", "its value"]]
@@ -92,7 +97,7 @@ def test_speed_md_of_a_user_is_not_the_kept_one(tmp_path, monkeypatch, capsys):
     (tmp_path / "results").mkdir()
     for path in (bench.RESULTS.with_name("mine.json"), tmp_path / "mine.json"):
         path.write_text(json.dumps(dict(machine="m", torch="t", about="a", parts={})))
-    flags = ["--device", "cpu", "--report", "--results"]
+    flags = ["--report", "--results"]
     assert bench.main([*flags, str(bench.RESULTS.with_name("mine.json"))]) == 0
     assert bench.RESULTS.with_name("SPEED.md").is_file() and not bench.SPEED.exists()
     with pytest.raises(SystemExit):  # there it would have to be the project's own

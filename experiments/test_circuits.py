@@ -69,13 +69,10 @@ def test_training_circuits_are_at_most_five_deep_and_the_loops_reach():
     """A training answer as deep as those of the test, too few loops for it, no deep steps; a test
     that can be guessed."""
     task, generator = Circuits(), torch.Generator().manual_seed(0)
-    for _ in range(20):
-        task.learned(1, 0.0)
-    assert task.frontier == 5
-    drawn = [task.draw_loops(generator) for _ in range(300)]
+    drawn = [task.draw_loops(generator, 5) for _ in range(300)]
     assert {*drawn} == {6, 7, 8, 9, 12} and 60 < drawn.count(12)
     for _ in range(3):
-        tokens, values, _ = task.batch(generator)
+        tokens, values, _ = task.batch(generator, 5)
         assert tokens.shape == values.shape == (task.batch_size, 3 * task.n_nodes)
         assert max(max(compute(row, task.n_nodes)[1].values()) for row in tokens.tolist()) == 5
     tokens, values, depth = task.test_set()
@@ -88,11 +85,9 @@ def test_training_circuits_are_at_most_five_deep_and_the_loops_reach():
 
 
 def test_curriculum_waits_for_what_is_mastered():
-    """Deeper circuits before these are learned."""
-    task = Circuits()
-    for loss, expected in ((0.16, 1), (0.14, 2), (0.2, 2)):
-        task.learned(3, loss)
-        assert task.frontier == expected
+    """Deeper circuits before these are learned; a training answer deeper than 5."""
+    for frontier, loss, expected in ((1, 0.16, 1), (1, 0.14, 2), (4, 0.0, 5), (5, 0.0, 5)):
+        assert Circuits().advance(frontier, 3, loss) == expected
 
 
 def test_command_trains_measures_and_judges(small, tmp_path, capsys):

@@ -19,10 +19,9 @@ from matplotlib.axes import Axes
 import train_tiny
 from experiments import compare, report, test_results, text, variants
 from experiments.circuits import Circuits
-from experiments.measure import flops_per_token, num_params, spectral_radius
-from experiments.test_trainer import edges_of, walk
+from experiments.test_ask import edges_of, walk
 from experiments.text import Text
-from mythos import RecurrentDepthTransformer
+from mythos import RecurrentDepthTransformer, flops_per_token, num_params, spectral_radius
 
 torch.set_num_threads(1)
 
@@ -82,7 +81,7 @@ def states(model: RecurrentDepthTransformer, tokens: torch.Tensor, n_loops: int)
 
 
 SOME = {  # one of a kind; the slow test takes all
-    "chains": ["loop", "ends", "flat-flops", "act"],
+    "chains": ["loop", "ends", "flat-flops", "untied-deep-long", "act"],
     "text": ["loop", "twice", "one-loop", "flat-flops"],
     "shells": ["loop", "once-told", "coda"],
     "rates": ["twice-3", "flat-params-6"],
@@ -149,34 +148,31 @@ def test_interrupted_variant_goes_on_from_its_checkpoint(small, tmp_path, monkey
     def flags(name):
         return ["loop", 0, tmp_path / name, tmp_path / f"{name}-runs", 12]
 
-    monkeypatch.setattr(train_tiny, "SAVE_EVERY", 10)
-    monkeypatch.setattr(train_tiny.Chains, "frontier", 3)  # else each step has one loop
-    compare.run("chains", *flags("whole"))
-    real, calls = train_tiny.Chains.learned, []
+    calls = []
 
-    def interrupt(self, *args):
-        calls.append(args)
-        if len(calls) == 11:  # a step after the checkpoint
+    def climb(self, frontier, n_loops, loss):
+        calls.append(n_loops)
+        if len(calls) == 12 + 11:  # of the second run, a step after the checkpoint
             raise KeyboardInterrupt
-        real(self, *args)
+        return min(frontier + 1, 3)
 
-    monkeypatch.setattr(train_tiny.Chains, "learned", interrupt)
+    monkeypatch.setattr(train_tiny, "SAVE_EVERY", 10)
+    monkeypatch.setattr(train_tiny.Chains, "advance", climb)  # else each step has one loop
+    compare.run("chains", *flags("whole"))
     with pytest.raises(KeyboardInterrupt):
         compare.run("chains", *flags("cut"))
     compare.run("chains", *flags("cut"))
-    assert len(calls) == 11 + 2
+    assert len(calls) == 12 + 11 + 2
     whole, cut = (
         json.loads((tmp_path / name / "chains" / "loop-seed0.json").read_text())
         for name in ("whole", "cut")
     )
     for numbers in (whole, cut):
         del numbers["train_seconds"]
-    assert whole == cut
-    task = train_tiny.Chains()
+    assert whole == cut and whole["frontier"] == 3
+    task, loops = train_tiny.Chains(), sum(calls[:12])
     model = RecurrentDepthTransformer(task.config("mla"))
-    saved = train_tiny.load_checkpoint(tmp_path / "whole-runs" / "chains" / "loop-seed0.pt")
-    assert saved["loops"] > 12
-    assert whole["train_flops"] == compare.training_flops(model, task, 12, saved["loops"])
+    assert loops > 12 and whole["train_flops"] == compare.training_flops(model, task, 12, loops)
     assert whole["active_parameters"] == num_params(model, active=True) < whole["parameters"]
 
 
@@ -201,10 +197,9 @@ def test_flat_models_are_as_large_or_as_expensive_as_the_loop():
 def test_flat_models_learn_the_end_within_reach():
     """Targets that need a T, which a flat model is not told; a curriculum that never climbs."""
     task, rng = variants.Flat(), torch.Generator().manual_seed(0)
-    task.share_at_frontier = lambda: 1.0
-    for frontier in range(1, 8):
-        assert task.frontier == min(frontier, 5)
-        tokens, targets, n_loops = task.batch(rng)
+    task.share_at = lambda frontier: 1.0
+    for frontier in range(1, 6):
+        tokens, targets, n_loops = task.batch(rng, frontier)
         n = task.n_nodes
         edges, queries, answers = tokens[:, :n] - n, tokens[:, n:], targets[:, n:]
         after = torch.zeros_like(edges).scatter(1, edges // n, edges % n)
@@ -212,11 +207,9 @@ def test_flat_models_learn_the_end_within_reach():
         for _ in range(n):
             hops += at != after.gather(1, at)
             at = after.gather(1, at)
-        scored = hops <= task.frontier
+        scored = hops <= frontier
         assert n_loops == 0 and torch.equal(answers, torch.where(scored, at, -100))
-        task.learned(n_loops, 0.21)  # not yet mastered
-        assert task.frontier == min(frontier, 5)
-        task.learned(n_loops, 0.1)
+        assert task.advance(frontier, n_loops, 0.1) == min(frontier + 1, 5)
 
 
 def hops_to_end(successor, node):
@@ -230,9 +223,9 @@ def test_ends_ask_what_they_say(frontier):
     """A node short of the end, an edge scored as something else than where it points, and the
     mistake that would void the experiment: a training answer more than 5 hops away."""
     task, rng = variants.Ends(), torch.Generator().manual_seed(0)
-    task.frontier, n, far = frontier, task.n_nodes, 0
+    n, far = task.n_nodes, 0
     for _ in range(4):
-        tokens, targets, _ = task.batch(rng)
+        tokens, targets, _ = task.batch(rng, frontier)
         assert sorted(tokens[0, n:].tolist()) == [*range(n)]
         for row, wanted in zip(tokens[:4].tolist(), targets[:4].tolist(), strict=True):
             successor = edges_of(row, n)
@@ -247,13 +240,10 @@ def test_ends_ask_what_they_say(frontier):
 def test_ends_curriculum_climbs_only_when_mastered():
     """A curriculum that skips ahead of learning, or asks for more than 5 hops."""
     task = variants.Ends()
-    for loss, share, expected in [(1.0, 1.0, 1), (0.01, 0.85, 1), (0.01, 0.95, 2), (1.0, 1.0, 2)]:
-        task.share_at_frontier = lambda share=share: share
-        task.learned(1, loss)
-        assert task.frontier == expected
-    for _ in range(20):
-        task.learned(1, 0.0)
-    assert task.frontier == task.train_hops == 5
+    for loss, share, expected in [(0.21, 1.0, 1), (0.01, 0.85, 1), (0.01, 0.95, 2)]:
+        task.share_at = lambda frontier, share=share: share
+        assert task.advance(1, 1, loss) == expected
+    assert [task.advance(frontier, 1, 0.0) for frontier in (4, 5)] == [5, 5]
 
 
 def test_mastery_is_that_of_the_farthest_queries():
@@ -274,9 +264,9 @@ def test_mastery_is_that_of_the_farthest_queries():
             return torch.nn.functional.one_hot(torch.where(hops == self.hops, ends, 21)), None
 
     task = variants.Ends()
-    task.model, task.frontier, Knows.seen = Knows(), 3, []
+    task.model, Knows.seen = Knows(), []
     for Knows.hops, share in ((3, 1.0), (2, 0.0), (4, 0.0)):
-        assert task.share_at_frontier() == share and task.model.training
+        assert task.share_at(3) == share and task.model.training
     assert all(torch.equal(tokens, Knows.seen[0]) for tokens in Knows.seen)
 
 
@@ -286,8 +276,7 @@ def test_arms_with_one_supervision_get_the_same_batches(kinds):
     batches = []
     for kind in (getattr(variants, name) for name in kinds.split()):
         task, rng = kind(), torch.Generator().manual_seed(0)
-        task.frontier = 4
-        batches.append([task.batch(rng)[:2] for _ in range(3)])
+        batches.append([task.batch(rng, 4)[:2] for _ in range(3)])
     for other in batches[1:]:
         for mine, theirs in zip(batches[0], other, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
@@ -296,12 +285,11 @@ def test_arms_with_one_supervision_get_the_same_batches(kinds):
 def test_ends_train_deep_and_on_long_chains():
     """Never just as many loops as hops, or never deep; short chains."""
     task, rng = variants.Ends(), torch.Generator().manual_seed(0)
-    task.frontier = 5
-    loops = [task.draw_loops(rng) for _ in range(600)]
+    loops = [task.draw_loops(rng, 5) for _ in range(600)]
     assert {*loops} == {5, 6, 7, 8, task.deep_loops}
     assert 0.27 < loops.count(task.deep_loops) / 600 < 0.4 < (loops.count(5) + 30) / 600 < 0.6
     n, lengths = task.n_nodes, []
-    for row in task.batch(rng)[0].tolist():
+    for row in task.batch(rng, 5)[0].tolist():
         successor = edges_of(row, n)
         lengths.append(max(hops_to_end(successor, i) for i in range(n)))
     assert max(lengths) > 12
@@ -311,20 +299,15 @@ def test_told_model_gets_what_the_loop_gets(monkeypatch):
     """A flat model that is asked something else than the loop, or in training or test told a
     wrong T, or one it never met in training; one that hears T and does not feel it."""
     task, loop, rng = variants.ToldHops(), train_tiny.Chains(), torch.Generator()
-    task.frontier = loop.frontier = 12
     model = build("flat-flops-told-long")
     task.prepare(model)
     for seed in range(6):
-        tokens, targets, T = loop.batch(rng.manual_seed(seed))
-        got = task.batch(rng.manual_seed(seed))
+        tokens, targets, T = loop.batch(rng.manual_seed(seed), 12)
+        got = task.batch(rng.manual_seed(seed), 12)
         assert torch.equal(got[0], tokens) and torch.equal(got[1], targets)
         assert got[2] == 0 and task.embed.T == T
-    task.frontier, task.embed.T = 3, 2
-    task.learned(0, 0.1)
-    assert task.frontier == 3  # 2 hops were mastered, the frontier was not
-    task.embed.T = 3
-    task.learned(0, 0.1)
-    assert task.frontier == 4
+    for task.embed.T, frontier in ((2, 3), (3, 4)):  # 2 hops mastered: the frontier was not
+        assert task.advance(3, 0, 0.1) == frontier
 
     def told(self, model, loops):
         return {0: [(self.embed.T, k) for k in range(11)]}, [0.0] * 11
@@ -352,11 +335,11 @@ def test_balls_are_where_swaps_bring_them(kind):
     """A swap of another node or other cups, or made twice; an answer from further away than told;
     a test of other chains; a model that is told another T; a hop more before places are right."""
     task, n, k = kind(), 12, kind.cups
+    task.embed, task.test_size = SimpleNamespace(T=1), 50
     for loss, frontier in ((0.11, 1), (0.09, 2)):
-        variants.Shells.learned(task, task.frontier, loss)
-        assert task.frontier == frontier
+        assert task.advance(1, 1, loss) == frontier
+    task.embed.T = None
     pairs = [(0, 0), *itertools.combinations(range(k), 2)]
-    task.embed, task.test_size = SimpleNamespace(T=None), 50
     played = set()
 
     def play(row: list[int], T: int) -> list[tuple[int, int]]:
@@ -380,8 +363,7 @@ def test_balls_are_where_swaps_bring_them(kind):
         return found
 
     for seed in range(8):
-        task.frontier = (3, 12)[seed % 2]
-        tokens, targets, T = task.batch(torch.Generator().manual_seed(seed))
+        tokens, targets, T = task.batch(torch.Generator().manual_seed(seed), (3, 12)[seed % 2])
         T = task.embed.T or T
         for row, want in zip(tokens.tolist(), targets.tolist(), strict=True):
             assert want[:n] == [(token - n * k) % n for token in row[:n]]
@@ -421,7 +403,7 @@ def test_loop_counts_of_the_tasks():
     """A fixed count that varies, and a flat model that is asked to loop."""
     rng = torch.Generator().manual_seed(0)
     tasks = [variants.OneLoop(), variants.TwiceText(), variants.FlatText()]
-    counts = [{task.batch(rng)[2] for _ in range(20)} for task in tasks]
+    counts = [{task.batch(rng, 1)[2] for _ in range(20)} for task in tasks]
     assert counts == [{1}, {2}, {0}]
 
 
@@ -448,18 +430,21 @@ def test_untied_blocks_are_run_one_in_each_loop():
     "p, weights", [(0.3, [0.3, 0.3, 0.3, 0.1, 0.0]), (0.497, [0.497, 0.503, 0, 0, 0])]
 )
 def test_weighted_output_by_hand(p, weights):
-    """Weights that do not add up to 1, or that go on after the last loop that counts."""
+    """Weights that do not add up to 1, or that go on after the last loop that counts; a training
+    without the noise that the loop gets."""
     model, tokens = build("act"), torch.arange(6)[None]
     torch.nn.init.zeros_(model.halt_head.weight)
     model.halt_head.bias.data.fill_(torch.tensor(p).logit().item())
     e, rope = model.run_prelude(tokens)
     found, plain = [], states(build_as("loop", model), tokens, 5)
-    out, used = model.run_loop(e, rope, 5, states=found)
+    out = model.run_loop(e, rope, 5, states=found)
     want = sum(w * h for w, h in zip(weights, plain, strict=True))
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(found[1], weights[0] * plain[0] + (1 - weights[0]) * plain[1])
-    assert (used == 5).all() and torch.equal(found[4], out) and torch.equal(found[0], plain[0])
-    _, used = model.run_loop(e, rope, 5, None, 0.2)
+    assert torch.equal(found[4], out) and torch.equal(found[0], plain[0])
+    assert not torch.equal(model.run_loop(e, rope, 5, state_noise=0.3), out)
+    halted, used = model.run_halting_loop(e, rope, 5, model.new_cache(1, 6, 5), 0.2)
+    torch.testing.assert_close(halted, want)
     assert (used == 5 - weights.count(0)).all()
 
 
@@ -647,19 +632,15 @@ def test_rates_change_nothing_but_the_rate():
 
 
 def test_a_grown_loop_starts_with_one():
-    """A second loop from the start, or never; one that a resumed run forgets; other batches."""
+    """A second loop from the start, a step too late, or never; other batches."""
     task, plain = (object.__new__(t) for t in (variants.GrownText, variants.TwiceText))
-    rngs, loops = [torch.Generator().manual_seed(0) for _ in range(2)], []
+    rngs, loops, frontier = [torch.Generator().manual_seed(0) for _ in range(2)], [], 1
     for _ in range(task.steps):
-        loops.append(task.draw_loops(rngs[0]))
-        plain.draw_loops(rngs[1])
-        task.learned(loops[-1], 1.0)
+        loops.append(task.draw_loops(rngs[0], frontier))
+        plain.draw_loops(rngs[1], frontier)
+        frontier = task.advance(frontier, loops[-1], 1.0)
     assert loops == [1] * 400 + [2] * 600
     assert torch.equal(rngs[0].get_state(), rngs[1].get_state())
-    resumed = object.__new__(variants.GrownText)
-    resumed.frontier = 400  # what a checkpoint keeps
-    resumed.learned(2, 1.0)
-    assert resumed.draw_loops(rngs[0]) == 2
 
 
 def test_few_bytes_are_few_and_from_everywhere(monkeypatch):

@@ -12,11 +12,10 @@ import torch
 
 import train_tiny
 from experiments import bench, gpu
+from mythos import get_model_config
 
 torch.set_num_threads(1)
-TINY = dataclasses.replace(
-    train_tiny.get_model_config("tiny"), d_model=32, n_heads=2, max_loop_iters=2
-)
+TINY = dataclasses.replace(get_model_config("tiny"), d_model=32, n_heads=2, max_loop_iters=2)
 
 
 @pytest.fixture

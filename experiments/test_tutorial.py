@@ -5,11 +5,13 @@ pytest experiments/test_tutorial.py            the stored notebook
 pytest -m slow experiments/test_tutorial.py    runs it, too: minutes
 """
 
+import ast
 import contextlib
 import difflib
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,9 +86,28 @@ def test_links_lead_to_headings():
     assert len(links) == 3 and set(links) <= headings
 
 
+def all_code() -> str:
+    """The cells, in order, then the solutions."""
+    return "\n".join([*map(source, CODE), *(solution for _, _, solution, _ in exercises())])
+
+
+def test_it_needs_no_more_than_the_two_files_and_what_it_says_to_install():
+    """An import of the laboratory, which who copies mythos.py and train_tiny.py does not have."""
+    imported = []
+    for node in ast.walk(ast.parse(all_code())):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imported.append("." * node.level + (node.module or ""))
+    packages = {name.split(".")[0] for name in imported}
+    allowed = {"mythos", "train_tiny", "torch", "numpy", "matplotlib"}
+    assert packages <= allowed | sys.stdlib_module_names
+    assert {"mythos", "train_tiny"} <= packages and "experiments" not in all_code()
+
+
 def test_it_imports_the_file_and_redefines_nothing():
     """A notebook that teaches another implementation than the one that the tests trust."""
-    code = "\n".join([*map(source, CODE), *(solution for _, _, solution, _ in exercises())])
+    code = all_code()
     assert "import mythos" in code
     taught = {name for name, thing in vars(mythos).items() if callable(thing)}
     defined = re.findall(r"(?m)^(?:class|def) (\w+)", code)
@@ -131,17 +152,17 @@ def test_nothing_is_left_to_be_written():
 
 
 @pytest.mark.slow
-def test_it_runs_and_every_check_prints_true(monkeypatch):
-    """A cell that fails, a check that prints False, a solution that does not solve, a stub that
-    does."""
+def test_it_runs_and_every_check_prints_true(monkeypatch, tmp_path):
+    """A cell that fails, or that needs a file of the laboratory; a check that prints False, a
+    solution that does not solve, a stub that does."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "experiments", None)  # importing it raises
     threads, names = torch.get_num_threads(), {"__name__": "__main__"}
 
     def run(code: str) -> str:

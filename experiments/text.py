@@ -11,6 +11,7 @@ bits.
 
 import lzma
 import math
+import sys
 import sysconfig
 import zlib
 from collections.abc import Callable
@@ -20,18 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.command import make_parser, refusing, run_as_program
 from mythos import MythosConfig, RecurrentDepthTransformer, expect
-from train_tiny import launch, logits_per_loop
+from train_tiny import Task, logits_per_loop, make_parser, run
 
 
-class Text:
+class Text(Task):
     """Next-byte prediction on files, some of which are held out whole. A token is a byte."""
 
-    name, steps, batch_size, grad_loops = "text", 1000, 16, None
-    lr_scale, prelude_lr, state_noise = 3.0, 1.0, 0.0
-    frontier = 0  # no curriculum
-    draw = None  # no picture: five numbers are better read in a table
+    name, example, steps, batch_size, lr_scale = "text", "def ", 1000, 16, 3.0
     context = 256  # bytes that the model sees
     held_out = 10  # every 10th file is held out,
     test_bytes = 150_000  # and at most so many of their bytes are scored: more take too long;
@@ -50,9 +47,9 @@ class Text:
         got, least = (len(train), len(test)), self.context + 2
         expect(min(got) >= least, "--data", got, f"{least} bytes or more to train and to test")
         self.test, self.train_data = test, torch.frombuffer(bytearray(train), dtype=torch.uint8)
-        source = data or "the source files of Python's own library"
+        source = data.resolve().name if data else "the source files of Python's own library"
         self.about = f"{source}: {len(train):,} bytes to train on, {len(test):,} to test"
-        self.name = f"text-{data.resolve().name}" if data else "text"
+        self.name = f"text-{source}" if data else "text"
         self.data_crc = zlib.crc32(test + train)  # resuming with other files would mix two runs
 
     def config(self, attention_type: str) -> MythosConfig:
@@ -61,13 +58,7 @@ class Text:
         layers = dict(recurrent_layers=2, d_ff=128, num_experts=0, max_loop_iters=2)
         return MythosConfig(d_model=64, max_seq_len=512, **heads, **layers)
 
-    def prepare(self, model: RecurrentDepthTransformer) -> None:
-        """Nothing: here the prelude learns from the first step on, like every other block."""
-
-    def learned(self, n_loops: int, loss: float) -> None:
-        """No curriculum."""
-
-    def draw_loops(self, generator: torch.Generator) -> int:
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
         """1, 2 or 3; in every tenth step 4 to 16, which teaches the state to settle.
 
         Each step takes two random numbers, whatever comes out: the comparison's arms with other
@@ -78,12 +69,12 @@ class Text:
         more = int(share * (self.most_loops - self.few_loops))
         return self.few_loops + 1 + more if share < 1 else few
 
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+    def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
         """tokens and targets, (N, context) each and one byte apart, and a number of loops."""
         places = len(self.train_data) - self.context
         starts = torch.randint(places, (self.batch_size, 1), generator=generator)
         window = self.train_data[starts + torch.arange(self.context + 1)].long()
-        return window[:, :-1], window[:, 1:], self.draw_loops(generator)
+        return window[:, :-1], window[:, 1:], self.draw_loops(generator, frontier)
 
     def test_set(self) -> Tensor:
         """The held-out bytes, (S, context + 1); rows overlap by a byte; a tail is left out."""
@@ -101,8 +92,7 @@ class Text:
         return bits
 
     def evaluate(self, model: RecurrentDepthTransformer) -> dict:
-        """Held-out bits per byte for each loop count, two compressors, a sample; "checks" is what
-        PASS means: (what, got, sign, bound)."""
+        """Held-out bits per byte for each loop count, two compressors, a sample, and the checks."""
         C, device = self.context, model.head.weight.device
         bits, others = self.measure(model, self.test_loops), {}
 
@@ -146,15 +136,12 @@ def read_pieces(data: Path | None) -> list[bytes]:
     """The source files of the standard library, or the files of a folder, hidden ones left out. If
     there are too few to hold some out whole, or for a single file, 20 pieces of their text."""
     root = data or Path(sysconfig.get_paths()["stdlib"])
-    with refusing(f"--data: got {str(root)!r}, expected readable files"):
-        files = sorted(root.rglob("*" if data else "*.py")) if root.is_dir() else [root]
-        # Not from the library: tests, what pip installed, generated tables that repeat each other.
-        skip = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
-        parts = [p.relative_to(root).parts if root.is_dir() else () for p in files]
-        keep = [not (any(x[0] == "." for x in q) or (not data and skip & {*q})) for q in parts]
-        texts = [
-            p.read_bytes() for p, kept in zip(files, keep, strict=True) if kept and not p.is_dir()
-        ]
+    files = sorted(root.rglob("*" if data else "*.py")) if root.is_dir() else [root]
+    # Not from the library: tests, what pip installed, generated tables that repeat each other.
+    skip = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
+    parts = [p.relative_to(root).parts if root.is_dir() else () for p in files]
+    keep = [not (any(x[0] == "." for x in q) or (not data and skip & {*q})) for q in parts]
+    texts = [p.read_bytes() for p, kept in zip(files, keep, strict=True) if kept and not p.is_dir()]
     if len(texts) >= 40:
         return texts
     text = b"".join(texts)
@@ -163,15 +150,11 @@ def read_pieces(data: Path | None) -> list[bytes]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = make_parser("Train Mythos on text.", Text.steps)
-    parser.add_argument("--data", help="a file or folder (default: Python's own library)")
-
-    def make_task(args) -> Text:
-        expect(args.data != "", "--data", "", "a path")  # Path(""): here
-        return Text(args.data and Path(args.data))
-
-    return launch(parser, arguments, make_task)
+    parser = make_parser("Train Mythos on text.", Text)
+    about = "a file or folder (default: Python's own library)"
+    parser.add_argument("--data", type=Path, help=about)
+    return run(parser, arguments, lambda args: Text(args.data))
 
 
 if __name__ == "__main__":
-    run_as_program(main)
+    sys.exit(main())

@@ -40,26 +40,25 @@ class Ends(Chains):
         super().prepare(model)
         self.model = model
 
-    def draw_loops(self, generator: torch.Generator) -> int:
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
         """As many loops as hops asked for; or up to 3 more; or 16, so that the state learns to
         stand still: a third of the steps each."""
 
         def draw(low: int, high: int) -> int:
             return int(torch.randint(low, high + 1, (), generator=generator))
 
-        hops = self.frontier
-        return (hops, draw(hops, hops + 3), self.deep_loops)[draw(0, 2)]
+        return (frontier, draw(frontier, frontier + 3), self.deep_loops)[draw(0, 2)]
 
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+    def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
         """tokens and targets (B, 2n), the ends of the chains, and a number of loops.
 
         Scored are only queries at most `frontier` hops from their end; the others are −100.
         """
-        n_loops = self.draw_loops(generator)
+        n_loops = self.draw_loops(generator, frontier)
         tokens, ends, hops = self.chains(generator)
         n = self.n_nodes
         pointed_to = (tokens[:, :n] - n) % n
-        targets = torch.cat([pointed_to, torch.where(hops <= self.frontier, ends, -100)], dim=1)
+        targets = torch.cat([pointed_to, torch.where(hops <= frontier, ends, -100)], dim=1)
         return tokens, targets, n_loops
 
     def chains(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,29 +73,29 @@ class Ends(Chains):
             hops += before != node
         return tokens, node, hops
 
-    def learned(self, n_loops: int, loss: float) -> None:
+    def advance(self, frontier: int, n_loops: int, loss: float) -> int:
         """Curriculum. A small loss is not enough: most of it is about edges and nearer ends."""
-        if self.frontier < self.train_hops and loss < 0.2 and self.share_at_frontier() >= 0.9:
-            self.frontier += 1
+        mastered = frontier < self.train_hops and loss < 0.2
+        return frontier + 1 if mastered and self.share_at(frontier) >= 0.9 else frontier
 
     @torch.no_grad()
-    def share_at_frontier(self) -> float:
+    def share_at(self, frontier: int) -> float:
         """Of the queries that are `frontier` hops from their end, how many are answered: in one
         batch, the same in each step, so that a resumed run climbs as an uninterrupted one."""
-        generator = torch.Generator().manual_seed(self.frontier)
-        n_loops = self.draw_loops(generator)
+        generator = torch.Generator().manual_seed(frontier)
+        n_loops = self.draw_loops(generator, frontier)
         tokens, ends, hops = self.chains(generator)
         with evaluation_mode(self.model):
             logits, _ = self.model(tokens, n_loops=n_loops)
         right = logits[:, self.n_nodes :].argmax(dim=-1) == ends
-        return right[hops == self.frontier].float().mean().item()
+        return right[hops == frontier].float().mean().item()
 
 
 class Flat(Ends):
     """For a model without a loop: the same batches, targets, curriculum and steps."""
 
-    def draw_loops(self, generator: torch.Generator) -> int:
-        super().draw_loops(generator)  # keeps the batches equal
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
+        super().draw_loops(generator, frontier)  # keeps the batches equal
         return 0
 
 
@@ -115,13 +114,13 @@ class OneLoop(Ends):
     def prepare(self, model: RecurrentDepthTransformer) -> None:
         self.model = model
 
-    def draw_loops(self, generator: torch.Generator) -> int:
-        super().draw_loops(generator)
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
+        super().draw_loops(generator, frontier)
         return 1
 
 
 class NoNoise(Chains):
-    """What `Training.disturb` is for."""
+    """Answers that are barely right stay so, see `Chains`."""
 
     state_noise = 0.0
 
@@ -152,12 +151,12 @@ class ToldHops(Chains):
         nn.init.normal_(self.embed.weight, std=0.02)  # as in init_weights
         model.embed = self.embed
 
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-        tokens, targets, self.embed.T = super().batch(generator)
+    def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
+        tokens, targets, self.embed.T = super().batch(generator, frontier)
         return tokens, targets, 0
 
-    def learned(self, n_loops: int, loss: float) -> None:
-        super().learned(self.embed.T, loss)
+    def advance(self, frontier: int, n_loops: int, loss: float) -> int:
+        return super().advance(frontier, self.embed.T, loss)
 
     def measure(self, *args) -> tuple[dict[int, list[float]], list[float]]:
         """Told, for each query, exactly how many hops its end is away (of 0 hops: 1)."""
@@ -192,16 +191,16 @@ class OneLoopCircuits(Circuits):
     def prepare(self, model: RecurrentDepthTransformer) -> None:
         """Nothing."""
 
-    def draw_loops(self, generator: torch.Generator) -> int:
-        super().draw_loops(generator)  # keeps the batches equal
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
+        super().draw_loops(generator, frontier)  # keeps the batches equal
         return 1
 
 
 class FlatCircuits(Circuits):
     """Circuits for a model without loops."""
 
-    def draw_loops(self, generator: torch.Generator) -> int:
-        super().draw_loops(generator)  # keeps the batches equal
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
+        super().draw_loops(generator, frontier)  # keeps the batches equal
         return 0
 
 
@@ -255,9 +254,9 @@ class Shells(Chains):
         edges, acts = tokens[:, :n] - n, n * n + S * listed + swap.gather(1, listed)
         return torch.cat([n * self.cups + edges, n * self.cups + acts, path[0]], dim=1), path
 
-    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+    def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
         """As of `Chains`: only answers at most 5 hops away are scored."""
-        n, B, T = self.n_nodes, self.batch_size, self.draw_loops(generator)
+        n, B, T = self.n_nodes, self.batch_size, self.draw_loops(generator, frontier)
         longest = torch.randint(2, n + 1, (B, 1), generator=generator)
         lengths = 1 + (torch.rand(B, n, generator=generator) * longest).long()
         tokens, path = self.games(lengths, generator)
@@ -266,10 +265,10 @@ class Shells(Chains):
         answers = torch.where(near, path[T], -100)
         return tokens, torch.cat([leads_to, torch.full_like(answers, -100), answers], dim=1), T
 
-    def learned(self, n_loops: int, loss: float) -> None:
+    def advance(self, frontier: int, n_loops: int, loss: float) -> int:
         """Curriculum. At a loss of 0.2, as of `Chains`, nodes are right, but places not yet."""
-        if n_loops == self.frontier < self.train_loops and loss < 0.1:
-            self.frontier += 1
+        mastered = n_loops == frontier < self.train_loops and loss < 0.1
+        return frontier + 1 if mastered else frontier
 
     def test_set(self) -> tuple[Tensor, Tensor, Tensor]:
         """As of `Chains`; an answer is the ball's place and node, a decoy a chain of one node."""
@@ -313,8 +312,8 @@ class TwiceText(ManyBytes):
 
     n_loops = 2
 
-    def draw_loops(self, generator: torch.Generator) -> int:
-        super().draw_loops(generator)  # keeps the batches equal
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
+        super().draw_loops(generator, frontier)  # keeps the batches equal
         return self.n_loops
 
 
@@ -351,12 +350,12 @@ class ThriceText(TwiceText):
 class GrownText(TwiceText):
     """One loop at first; two once 40% of the steps are done."""
 
-    def draw_loops(self, generator: torch.Generator) -> int:
-        most = super().draw_loops(generator)
-        return 1 if self.frontier < 0.4 * self.steps else most
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
+        most = super().draw_loops(generator, frontier)
+        return 1 if frontier <= 0.4 * self.steps else most
 
-    def learned(self, n_loops: int, loss: float) -> None:
-        self.frontier += 1  # kept in the checkpoint: here it counts steps
+    def advance(self, frontier: int, n_loops: int, loss: float) -> int:
+        return frontier + 1  # it is the number of the step
 
 
 class FewBytes(TwiceText):
@@ -415,10 +414,10 @@ class Untied(RecurrentDepthTransformer):
         self.recurrent = nn.ModuleList(blocks)
         self.init_weights()
 
-    def step(self, h, e, rope, t, cache=None, active=None):
-        slot = 0 if cache is None else cache.loop_slot(t)
+    def step(self, h, e, rope, t, cache=None, halted=None):
+        slot = 0 if cache is None else cache.first_slot(t)
         block = self.recurrent[min(t, len(self.recurrent) - 1)]
-        r = self.run_blocks([block], self.loop_norm(h + e), rope, cache, slot, active)
+        r = self.run_blocks([block], self.loop_norm(h + e), rope, cache, slot, halted)
         return self.state_update(h, e, r)
 
 
@@ -434,15 +433,23 @@ class WeightedOutput(RecurrentDepthTransformer):
         super().__init__(config, **overrides)
         self.halt_head = nn.Linear(self.config.d_model, 1)
 
-    def run_loop(self, e, rope, n_loops, grad_loops=None, halt_threshold=None, cache=None,
-                 states=None):  # fmt: skip
-        """As in the model; but with a halt_threshold a token's loops are those with a weight, and
-        `states` collects what the coda would get if this loop were the last."""
+    def run_loop(self, e, rope, n_loops, cache=None, grad_loops=None, state_noise=0.0, states=None):
+        """As in the model; but `states` collects what the coda would get after each loop."""
         found = []
-        _, loops_used = super().run_loop(e, rope, n_loops, grad_loops, None, cache, found)
+        super().run_loop(e, rope, n_loops, cache, grad_loops, state_noise, found)
+        return self.weigh(e, found, states)[0]
+
+    def run_halting_loop(self, e, rope, n_loops, cache, halt_threshold, states=None):
+        """Whatever the threshold: a token's loops are those with a weight."""
+        found = []
+        super().run_loop(e, rope, n_loops, cache, states=found)
+        return self.weigh(e, found, states)
+
+    def weigh(self, e: Tensor, found: list, states: list | None) -> tuple[Tensor, Tensor]:
+        """What the coda gets of the states found, and the loops with a weight, (N, T)."""
         out = total = torch.zeros_like(e)
         left = torch.ones_like(e[..., :1])
-        halted_at = loops_used  # for those that never halt
+        halted_at = torch.full(e.shape[:2], len(found), device=e.device)  # if it never halts
         for t, h in enumerate(found):
             out = total + left * h  # all that is left, if this is the last loop
             p = self.halt_head(h).sigmoid()
@@ -452,7 +459,7 @@ class WeightedOutput(RecurrentDepthTransformer):
             halted_at = torch.where(ends[..., 0], t + 1, halted_at)
             if states is not None:
                 states.append(out)
-        return out, loops_used if halt_threshold is None else halted_at
+        return out, halted_at
 
 
 # ------------------------------------------------------------------------------------------------
