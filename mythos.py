@@ -41,7 +41,7 @@ Parcae (2604.12946). The parts name their papers.
 """
 
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -222,11 +222,10 @@ class RecurrentDepthTransformer(nn.Module):
         n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, grad_loops=grad_loops,
                              state_noise=state_noise, halt_threshold=halt_threshold,
                              logits_to_keep=logits_to_keep)  # fmt: skip
-        if halt_threshold is not None and cache is None:
-            cache = self.new_cache(*tokens.shape, n_loops)  # it holds the rows of halted tokens
-        expect(cache is None or not grad_loops, "grad_loops", grad_loops, "None if nothing learns")
-        expect(cache is None or not state_noise, "state_noise", state_noise, "0 if nothing learns")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+        inference = cache is not None or halt_threshold is not None
+        expect(not (inference and grad_loops), "grad_loops", grad_loops, "None if nothing learns")
+        expect(not (inference and state_noise), "state_noise", state_noise, "0 if nothing learns")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not inference):
             e, rope = self.run_prelude(tokens, cache)
             if n_loops == 0:
                 h = e
@@ -287,10 +286,8 @@ class RecurrentDepthTransformer(nn.Module):
         for t in range(n_loops):
             h = self.step(h, e, rope, t, cache)
             if state_noise > 0:
-                h = (
-                    h
-                    + state_noise * torch.randn_like(h) * h.detach().square().mean(-1, True).sqrt()
-                )
+                noise = state_noise * torch.randn_like(h)
+                h = h + noise * h.detach().square().mean(-1, True).sqrt()
             if grad_loops is not None and t < n_loops - grad_loops:
                 h = h.detach()
             if states is not None:
@@ -314,13 +311,13 @@ class RecurrentDepthTransformer(nn.Module):
         Halting saves work once *all* tokens of the call, in all N sequences, have halted. Until
         then a halted token is computed like the others, and the result is discarded.
         """
-        expect(cache is not None, "cache", cache, "a cache, which holds the rows of halted tokens")
+        if cache is None:  # it holds the rows of halted tokens
+            cache = self.new_cache(*e.shape[:2], n_loops)
         h = self.initial_state(e)
         halted = torch.zeros(e.shape[:2], dtype=torch.bool, device=e.device)
         loops_used = torch.zeros_like(halted, dtype=torch.int64)
         for t in range(n_loops):
-            h_next = self.step(h, e, rope, t, cache, halted)
-            h_next = torch.where(halted[..., None], h, h_next)
+            h_next = torch.where(halted[..., None], h, self.step(h, e, rope, t, cache, halted))
             loops_used = loops_used + ~halted
             halted = halted | self.has_settled(h_next, h, halt_threshold)
             h = h_next
@@ -373,9 +370,8 @@ class RecurrentDepthTransformer(nn.Module):
         how = dict(temperature=temperature, top_k=top_k, top_p=top_p)
         n_loops = check_call(self, tokens, n_loops=n_loops, halt_threshold=halt_threshold,
                              max_new_tokens=max_new_tokens, eos_token=eos_token, **how)  # fmt: skip
-        V = self.config.vocab_size
-        expect(eos_token is None or eos_token < V, "eos_token", eos_token, f"an id below {V}")
         (N, T), eos = tokens.shape, -1 if eos_token is None else eos_token  # no id is −1
+        expect(eos < self.config.vocab_size, "eos_token", eos, "an id below vocab_size")
         cache, new = self.new_cache(N, T + max_new_tokens, n_loops), tokens
         done = torch.zeros(N, 1, dtype=torch.bool, device=tokens.device)
         with evaluation_mode(self):
@@ -568,11 +564,9 @@ class MultiHeadLatentAttention(nn.Module):
         if q_lora_rank is None:
             self.q_proj = nn.Linear(d_model, q_width, bias=False)
         else:
-            self.q_proj = nn.Sequential(
-                nn.Linear(d_model, q_lora_rank, bias=False),
-                nn.RMSNorm(q_lora_rank, eps=norm_eps),
-                nn.Linear(q_lora_rank, q_width, bias=False),
-            )
+            down = nn.Linear(d_model, q_lora_rank, bias=False)
+            up = nn.Linear(q_lora_rank, q_width, bias=False)
+            self.q_proj = nn.Sequential(down, nn.RMSNorm(q_lora_rank, eps=norm_eps), up)
         self.kv_down_proj = nn.Linear(d_model, kv_lora_rank + rope_dim, bias=False)
         self.kv_norm = nn.RMSNorm(kv_lora_rank, eps=norm_eps)
         self.kv_up_proj = nn.Linear(kv_lora_rank, n_heads * 2 * head_dim, bias=False)
@@ -822,9 +816,9 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
     probabilities reach p (nucleus sampling, arXiv 1904.09751).
     """
     check(temperature=temperature, top_k=top_k, top_p=top_p)
-    finite = bool(logits.amax(dim=-1).isfinite().all())
     expect(top_p is None or top_p <= 1, "top_p", top_p, "at most 1")
-    expect(finite, "logits", "inf or nan", "finite numbers: the weights or the state overflowed")
+    # Otherwise the weights or the state have overflowed. (−inf is allowed: an id ruled out.)
+    expect(logits.amax(dim=-1).isfinite().all(), "logits", "inf or nan", "finite numbers")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     # Sorted, every rule keeps a prefix: sample in it, then look up which id that was.
@@ -835,40 +829,45 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
         logits[:, top_k:] = -math.inf
     p = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
-        mass_before = p.cumsum(dim=-1) - p
-        p = p.masked_fill(mass_before >= max(top_p, 1e-30), 0.0)  # without it p is reached
+        # Drop each id whose predecessors reach top_p without it.
+        p = p.masked_fill(p.cumsum(dim=-1) - p >= max(top_p, 1e-30), 0.0)
     return ids.gather(1, p.multinomial(1, generator=generator))
 
 
 def reset_modules(model: nn.Module) -> None:
-    """The rules of `init_weights`, module by module."""
-    matrices = nn.Linear | nn.Embedding | MixtureOfExperts
-    for module in model.modules():
+    """The rules of `init_weights`, module by module: first the matrices, then all others.
+
+    Of the others, the inner ones come first, so that the outer one has the last word.
+    """
+    pairs = [*model.named_modules()]
+    matrices = [p for p in pairs if isinstance(p[1], nn.Linear | nn.Embedding | MixtureOfExperts)]
+    others = [p for p in reversed(pairs) if p not in matrices]
+    for name, module in matrices + others:
         if isinstance(module, nn.Linear):
             module.weight.normal_(std=0.8 / module.in_features**0.5)
             if module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, matrices):
-            module.reset_parameters()
-    others = [pair for pair in model.named_modules() if not isinstance(pair[1], matrices)]
-    for name, module in reversed(others):  # the inner ones first: the outer has the last word
-        own = [key for key, _ in module.named_parameters(name, recurse=False)]
-        if hasattr(module, "reset_parameters"):
+        elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
         else:
+            own = [key for key, _ in module.named_parameters(name, recurse=False)]
             expect(not own, "init_weights", own, "parameters in modules with reset_parameters")
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module):
-    """`with evaluation_mode(model):` runs in eval(); then each module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+def temporarily(modules, name: str, value: object):
+    """`with temporarily(modules, "training", False):` sets an attribute of each module; then each
+    gets its own value back, after an error, too."""
+    with ExitStack() as at_exit:
+        for module in modules:
+            at_exit.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+
+
+def evaluation_mode(model: nn.Module):
+    """`with evaluation_mode(model):` runs as after eval(); then each module gets its mode back."""
+    return temporarily(model.modules(), "training", False)
 
 
 def expert_layers(module: nn.Module) -> list[MixtureOfExperts]:
@@ -928,14 +927,12 @@ def run_every_loop(model, tokens: Tensor, n_loops: int, halt_threshold: float | 
     `model.run_coda(h, rope)` makes logits of any of these states, or of e, as forward does with
     n_loops = 0. There are fewer than n_loops states if all tokens halt before.
     """
-    cache, states, loops_used = None, [], torch.full_like(tokens, n_loops)
-    if halt_threshold is not None:
-        cache = model.new_cache(*tokens.shape, n_loops)
-    e, rope = model.run_prelude(tokens, cache)
-    if cache is None:
+    states, loops_used = [], torch.full_like(tokens, n_loops)
+    e, rope = model.run_prelude(tokens)
+    if halt_threshold is None:
         model.run_loop(e, rope, n_loops, states=states)
     else:
-        _, loops_used = model.run_halting_loop(e, rope, n_loops, cache, halt_threshold, states)
+        _, loops_used = model.run_halting_loop(e, rope, n_loops, None, halt_threshold, states)
     return e, states, loops_used, rope
 
 
@@ -953,24 +950,18 @@ def diagnostics(model, tokens: Tensor, *, n_loops=None, halt_threshold=None) -> 
     """
     n_loops = check_call(model, tokens, n_loops=n_loops, halt_threshold=halt_threshold)
     expect(n_loops > 0, "n_loops", n_loops, "at least 1 loop to look at")
-    layers = expert_layers(model.recurrent)
-    with evaluation_mode(model), torch.no_grad():
-        try:
-            for moe in layers:
-                moe.load_per_call = []
-            e, states, used, rope = run_every_loop(model, tokens, n_loops, halt_threshold)
-            loads = [load for moe in layers for load in moe.load_per_call]
-        finally:
-            for moe in layers:
-                moe.load_per_call = None
+    layers, loads = expert_layers(model.recurrent), []  # all layers append to this one list
+    # Compiled blocks run uncompiled here: torch.compile would compile anew for each list length.
+    with (evaluation_mode(model), temporarily(layers, "load_per_call", loads), torch.no_grad(),
+          torch.compiler.set_stance("force_eager")):  # fmt: skip
+        e, states, used, rope = run_every_loop(model, tokens, n_loops, halt_threshold)
         logits = torch.stack([model.run_coda(h, rope) for h in states])
-    h = torch.stack([model.initial_state(e), *states])  # (L + 1, N, T, D)
-    load = torch.cat([used.new_empty(0), *loads]).view(len(layers), len(states), -1).transpose(0, 1)
+    h, L = torch.stack([model.initial_state(e), *states]), len(states)  # (L + 1, N, T, D)
+    load = torch.stack(loads).long().view(L, len(layers), -1) if layers else used.new_empty(L, 0, 0)
     return dict(state_norm=h[1:].float().norm(dim=-1), change=relative_change(h[1:], h[:-1]),
                 logits=logits, expert_load=load, loops_used=used)  # fmt: skip
 
 
-@torch.no_grad()
 def spectral_radius(model: RecurrentDepthTransformer) -> float:
     """rho(A) = max|A_i|, since A is diagonal. Below 1 it bounds the state (see StateUpdate)."""
     expect(len(model.recurrent) > 0, "recurrent_layers", 0, "a model with a loop")
@@ -1073,34 +1064,31 @@ def kv_bytes_per_token(model, n_loops: int | None = None, bytes_per_number: int 
 # name; if you change the architecture, choose it anew. rope_theta keeps its default: raise it when
 # training at these lengths.
 SMALL = dict(prelude_layers=2, coda_layers=2, n_kv_heads=8, kv_lora_rank=512, head_dim=128)
-SMALL |= dict(vocab_size=131_072)
-MEDIUM = SMALL | dict(prelude_layers=3, coda_layers=3, q_lora_rank=1536)
-LARGE = SMALL | dict(prelude_layers=4, coda_layers=4, q_lora_rank=1536)
+MEDIUM = SMALL | dict(prelude_layers=3, coda_layers=3, q_lora_rank=1536, vocab_size=131_072)
+LARGE = MEDIUM | dict(prelude_layers=4, coda_layers=4)
 SIZES = {
     # The toy of train_tiny.py, for 20 nodes and 20² edges. Its trainer starts the prelude as the
     # identity, which no embedding is too small for.
     "tiny": dict(d_model=128, n_heads=4, max_loop_iters=12, d_expert=64, max_seq_len=64,
         vocab_size=420, n_kv_heads=2, kv_lora_rank=64, embed_norm=False),
-    "1B": SMALL | dict(d_model=1536, n_heads=16, recurrent_layers=4, max_loop_iters=8,
-        num_experts=32, num_experts_per_token=4, d_expert=1040, max_seq_len=4_096,
-        vocab_size=65_536),
-    "3B": SMALL | dict(d_model=2048, n_heads=16, recurrent_layers=6, max_loop_iters=8,
-        num_experts=64, num_experts_per_token=4, d_expert=1024, max_seq_len=8_192,
-        vocab_size=65_536),
-    "7B": SMALL | dict(d_model=2560, n_heads=24, recurrent_layers=8, max_loop_iters=12,
-        num_experts=64, num_experts_per_token=6, d_expert=1456, max_seq_len=8_192),
-    "10B": SMALL | dict(d_model=3072, n_heads=24, recurrent_layers=8, max_loop_iters=12,
-        num_experts=64, num_experts_per_token=6, d_expert=1784, max_seq_len=16_384),
-    "50B": MEDIUM | dict(d_model=4096, n_heads=32, recurrent_layers=12, max_loop_iters=16,
-        num_experts=128, num_experts_per_token=6, d_expert=2496, max_seq_len=32_768),
-    "70B": MEDIUM | dict(d_model=5120, n_heads=40, recurrent_layers=14, max_loop_iters=16,
-        num_experts=128, num_experts_per_token=8, d_expert=2384, max_seq_len=32_768),
-    "100B": MEDIUM | dict(d_model=5120, n_heads=40, recurrent_layers=16, max_loop_iters=20,
-        num_experts=160, num_experts_per_token=8, d_expert=2432, max_seq_len=65_536),
-    "500B": LARGE | dict(d_model=7168, n_heads=56, recurrent_layers=24, max_loop_iters=24,
-        num_experts=256, num_experts_per_token=8, d_expert=3712, max_seq_len=131_072),
-    "1T": LARGE | dict(d_model=8192, n_heads=64, recurrent_layers=32, max_loop_iters=32,
-        num_experts=256, num_experts_per_token=8, d_expert=4896, max_seq_len=262_144),
+    "1B": SMALL | dict(d_model=1536, num_experts=32, num_experts_per_token=4, d_expert=1040,
+        n_heads=16, recurrent_layers=4, max_loop_iters=8, max_seq_len=4_096, vocab_size=65_536),
+    "3B": SMALL | dict(d_model=2048, num_experts=64, num_experts_per_token=4, d_expert=1024,
+        n_heads=16, recurrent_layers=6, max_loop_iters=8, max_seq_len=8_192, vocab_size=65_536),
+    "7B": SMALL | dict(d_model=2560, num_experts=64, num_experts_per_token=6, d_expert=1456,
+        n_heads=24, recurrent_layers=8, max_loop_iters=12, max_seq_len=8_192, vocab_size=131_072),
+    "10B": SMALL | dict(d_model=3072, num_experts=64, num_experts_per_token=6, d_expert=1784,
+        n_heads=24, recurrent_layers=8, max_loop_iters=12, max_seq_len=16_384, vocab_size=131_072),
+    "50B": MEDIUM | dict(d_model=4096, num_experts=128, num_experts_per_token=6, d_expert=2496,
+        n_heads=32, recurrent_layers=12, max_loop_iters=16, max_seq_len=32_768),
+    "70B": MEDIUM | dict(d_model=5120, num_experts=128, num_experts_per_token=8, d_expert=2384,
+        n_heads=40, recurrent_layers=14, max_loop_iters=16, max_seq_len=32_768),
+    "100B": MEDIUM | dict(d_model=5120, num_experts=160, num_experts_per_token=8, d_expert=2432,
+        n_heads=40, recurrent_layers=16, max_loop_iters=20, max_seq_len=65_536),
+    "500B": LARGE | dict(d_model=7168, num_experts=256, num_experts_per_token=8, d_expert=3712,
+        n_heads=56, recurrent_layers=24, max_loop_iters=24, max_seq_len=131_072),
+    "1T": LARGE | dict(d_model=8192, num_experts=256, num_experts_per_token=8, d_expert=4896,
+        n_heads=64, recurrent_layers=32, max_loop_iters=32, max_seq_len=262_144),
 }  # fmt: skip
 
 
@@ -1111,10 +1099,9 @@ def get_model_config(name: str) -> MythosConfig:
     raises ValueError with the known ones. Change a field with `dataclasses.replace`, or in
     `RecurrentDepthTransformer(config, attention_type="gqa")`.
     """
-    known = {size.lower(): size for size in SIZES}
-    size = known.get(str(name).lower())
-    expect(size is not None, "name", name, f"one of {[*SIZES]}")
-    return MythosConfig(**SIZES[size])
+    fields = {size.lower(): SIZES[size] for size in SIZES}.get(str(name).lower())
+    expect(fields is not None, "name", name, f"one of {[*SIZES]}")
+    return MythosConfig(**fields)
 
 
 def print_sizes() -> None:
@@ -1128,35 +1115,35 @@ def print_sizes() -> None:
     line = "{:>5} {:>9} {:>9} {:>11}  {:<10} {:<11} {:>8} {:>10} {:>10} {:>7} {:>8}".format
     print(line(*"size total active executed layers experts context MLA-cache GQA-cache tokens "
                "FLOPs".split()))  # fmt: skip
-    for name, size in SIZES.items():
+    for name, row in SIZES.items():
         with torch.device("meta"):  # shapes without memory
-            model = RecurrentDepthTransformer(**size)
-            gqa = RecurrentDepthTransformer(**size, attention_type="gqa")
-        c, active = model.config, num_params(model, active=True)
+            mla, gqa = (RecurrentDepthTransformer(**row, attention_type=a) for a in ("mla", "gqa"))
+        c, total, active = mla.config, num_params(mla), num_params(mla, active=True)
         scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
-        counts = (n / scale for n in (num_params(model), active, executed_params(model)))
+        counts = [f"{n / scale:.2f}{unit}" for n in (total, active, executed_params(mla))]
         layers = f"{c.prelude_layers}+{c.recurrent_layers}×{c.max_loop_iters}+{c.coda_layers}"
         experts = f"{c.num_experts_per_token}/{c.num_experts} + {c.num_shared_experts}"
-        caches = (f"{kv_bytes_per_token(m):,}" for m in (model, gqa))
-        flops = 3 * flops_per_token(model, context=c.max_seq_len // 2) * 20 * active
-        print(line(name, *(f"{n:.2f}{unit}" for n in counts), layers, experts, f"{c.max_seq_len:,}",
-                   *caches, f"{20 * active / 1e9:.3g}B", f"{flops:.1e}"))  # fmt: skip
+        numbers = [f"{n:,}" for n in (c.max_seq_len, *map(kv_bytes_per_token, (mla, gqa)))]
+        flops = f"{3 * flops_per_token(mla, context=c.max_seq_len // 2) * 20 * active:.1e}"
+        print(line(name, *counts, layers, experts, *numbers, f"{20 * active / 1e9:.3g}B", flops))
 
 
 # ------------------------------------------------------------------------------------------------
 # Checks: bad input raises a ValueError that names the field, what it got and what it expected
 # ------------------------------------------------------------------------------------------------
 
-# The least that each number may be, in the config and in the calls.
-LEAST = dict.fromkeys("""prelude_layers recurrent_layers coda_layers max_loop_iters num_experts
-    num_shared_experts norm_eps n_loops state_noise halt_threshold logits_to_keep max_new_tokens
-    temperature top_p eos_token context speed""".split(), 0)  # fmt: skip
-LEAST |= dict.fromkeys("""vocab_size d_model max_seq_len n_heads head_dim n_kv_heads kv_lora_rank
-    q_lora_rank rope_theta d_ff d_expert num_experts_per_token grad_loops batch_size length top_k
-    iterations bytes_per_number""".split(), 1)  # fmt: skip
-FRACTIONS = "norm_eps rope_theta state_noise halt_threshold temperature top_p speed".split()
-MAY_BE_NONE = """head_dim n_kv_heads kv_lora_rank q_lora_rank d_ff d_expert n_loops grad_loops
-    halt_threshold top_k top_p eos_token""".split()
+# The least that each number of the config and of the calls may be. Numbers of the first table may
+# be None, those of the second need not be whole.
+# fmt: off
+OR_NONE = dict(n_loops=0, eos_token=0, halt_threshold=0, top_p=0, spectral_radius_target=0, d_ff=1,
+    head_dim=1, n_kv_heads=1, kv_lora_rank=1, q_lora_rank=1, d_expert=1, grad_loops=1, top_k=1)
+FRACTIONS = dict(halt_threshold=0, top_p=0, spectral_radius_target=0, norm_eps=0, rope_theta=1,
+    state_noise=0, temperature=0, speed=0)
+LEAST = OR_NONE | FRACTIONS | dict(vocab_size=1, d_model=1, max_seq_len=1, prelude_layers=0,
+    recurrent_layers=0, coda_layers=0, max_loop_iters=0, n_heads=1, num_experts=0,
+    num_experts_per_token=1, num_shared_experts=0, logits_to_keep=0, max_new_tokens=0, context=0,
+    batch_size=1, length=1, iterations=1, bytes_per_number=1)
+# fmt: on
 
 
 def expect(ok: bool, field: str, got: object, expected: object) -> None:
@@ -1167,7 +1154,7 @@ def expect(ok: bool, field: str, got: object, expected: object) -> None:
 def check(**numbers: object) -> None:
     """Each number against the tables above; what they do not know is passed over."""
     for name, got in numbers.items():
-        if name in LEAST and not (got is None and name in MAY_BE_NONE):
+        if name in LEAST and not (got is None and name in OR_NONE):
             # Exactly these types: a bool is no number, and a checkpoint cannot hold NumPy's.
             ok = type(got) is int or (type(got) is float and name in FRACTIONS)
             kind = "a finite number" if name in FRACTIONS else "an integer"
@@ -1176,44 +1163,42 @@ def check(**numbers: object) -> None:
 
 def check_config(c: MythosConfig) -> None:
     check(**vars(c))
-    kind, rho, H, E = c.attention_type, c.spectral_radius_target, c.n_heads, c.num_experts
+    kind, rho, D, H = c.attention_type, c.spectral_radius_target, c.d_model, c.n_heads
     expect(type(kind) is str and kind in ("mla", "gqa"), "attention_type", kind, "'mla' or 'gqa'")
     expect(type(c.embed_norm) is bool, "embed_norm", c.embed_norm, "True or False")
-    ok = rho is None or (type(rho) is float and 0 < rho < 1)
-    expect(ok, "spectral_radius_target", rho, "a number in (0, 1) or None")
-    ok, widths = c.head_dim is not None or c.d_model % H == 0, derive_widths(c)
-    expect(ok, "n_heads", H, f"a divisor of d_model = {c.d_model}, or head_dim given")
-    C, G, K, mla = widths.head_dim, widths.n_kv_heads, c.num_experts_per_token, kind == "mla"
-    expect(C % (4 if mla else 2) == 0, "head_dim", C, "even; a multiple of 4 for MLA's RoPE")
-    expect(mla or H % G == 0, "n_kv_heads", G, f"a divisor of n_heads = {H}")
+    expect(rho is None or 0 < rho < 1, "spectral_radius_target", rho, "a number in (0, 1) or None")
+    expect(c.head_dim or D % H == 0, "n_heads", H, f"a divisor of d_model = {D}, or head_dim given")
+    w, E, K, mla = derive_widths(c), c.num_experts, c.num_experts_per_token, kind == "mla"
+    expect(w.head_dim % (4 if mla else 2) == 0, "head_dim", w.head_dim, "a multiple of 4 (GQA: 2)")
+    expect(mla or H % w.n_kv_heads == 0, "n_kv_heads", w.n_kv_heads, f"a divisor of n_heads = {H}")
     expect(E == 0 or K <= E, "num_experts_per_token", K, f"at most num_experts = {E}")
-    for name, width in (("d_model", c.d_model), ("d_expert", widths.d_expert)):
-        expect(E == 0 or width % 8 == 0, name, width, "a multiple of 8: grouped_mm's 16 bytes")
+    # F.grouped_mm wants rows of whole 16 bytes: 8 numbers in bf16.
+    expect(E == 0 or D % 8 == 0, "d_model", D, "a multiple of 8 for grouped_mm")
+    expect(E == 0 or w.d_expert % 8 == 0, "d_expert", w.d_expert, "a multiple of 8 for grouped_mm")
 
 
 def check_call(model, tokens, targets=None, cache=None, *, n_loops, **numbers) -> int:
     """The arguments of forward and of all that calls it; returns the number of loops."""
     check(**numbers)
-    n_loops, S, most = loops_of_call(model.config, n_loops), 0, model.config.max_seq_len
     check_ids(model, "tokens", tokens, tokens)
     if targets is not None:
         check_ids(model, "targets", targets, tokens)
+    L, S, most = loops_of_call(model.config, n_loops), tokens.shape[1], model.config.max_seq_len
     if cache is not None:
         expect(isinstance(cache, Cache), "cache", cache, "one from new_cache, or None")
-        S, (slots, N, most, W) = cache.n_tokens, cache.shape
-        wanted = (n_loops, layer_applications(model, n_loops), len(tokens), model.widths.row_width)
-        ok = (cache.n_loops, slots, N, W) == wanted
-        expect(ok, "cache, (loops, slots, N, W)", (cache.n_loops, slots, N, W), wanted)
-    S += tokens.shape[1]
+        S, most = S + cache.n_tokens, cache.shape[2]
+        pair = cache, model.new_cache(len(tokens), most, L)  # what it would be, made now
+        got, wanted = ((c.n_loops, c.prelude_layers, c.recurrent_layers, c.shape) for c in pair)
+        expect(got == wanted, "cache, (loops, prelude, recurrent, shape)", got, wanted)
     expect(S <= most, "tokens", S, f"at most {most}, those in the cache included")
-    return n_loops
+    return L
 
 
 def check_ids(model: RecurrentDepthTransformer, name: str, ids: Tensor, tokens: Tensor) -> None:
     device, V = model.head.weight.device, model.config.vocab_size
     ok = isinstance(ids, Tensor) and ids.dtype in (torch.int32, torch.int64) and ids.dim() == 2
     ok = ok and ids.device == device and ids.numel() > 0 and ids.shape == tokens.shape
-    expect(ok, name, ids, f"int64 or int32 (N, T) on {device}, not empty, targets as tokens")
+    expect(ok, name, ids, f"(N, T) int64 or int32 on {device}, not empty, shaped like tokens")
     if not (torch.compiler.is_compiling() or ids.is_meta):  # there are values to look at
         scored = ids[ids != -100] if name == "targets" else ids
         ok = scored.numel() > 0 and scored.min() >= 0 and scored.max() < V

@@ -480,7 +480,7 @@ BAD_CACHES = [
     ("cache", lambda m, c: m(ids(2, 1), n_loops=2, cache=c)),  # flaw 10
     ("cache", lambda m, c: m(ids(1, 1), cache=c)),
     ("cache", lambda m, c: make(attention_type="gqa")(ids(2, 1), cache=c)),
-    ("cache", lambda m, c: make(coda_layers=2)(ids(2, 1), cache=c)),
+    ("cache", lambda m, c: make(prelude_layers=2, coda_layers=0)(ids(2, 1), cache=c)),
     ("cache", lambda m, c: make().double()(ids(2, 1), cache=c)),
     ("cache", lambda m, c: m(ids(2, 1), cache="mine")),
 ]
@@ -920,7 +920,6 @@ BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by n
     (lambda m, **bad: m(X, **bad, halt_threshold=0.1), dict(grad_loops=(1,), state_noise=(0.1,))),
     (lambda m, **bad: m(X, **bad, cache=m.new_cache(1, 4)), dict(grad_loops=(1,))),
     (lambda m, n_loops: make(recurrent_layers=0)(X, n_loops=n_loops), dict(n_loops=(1,))),
-    (lambda m, cache: m.run_halting_loop(*m.run_prelude(X), 2, cache, 0.1), dict(cache=(None,))),
     (lambda m, config: RecurrentDepthTransformer(config), dict(config=(SMALL,))),
 ]  # fmt: skip
 
