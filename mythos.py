@@ -18,11 +18,11 @@ residual, so R already contains loop_norm(h + e). A and B are learned, one numbe
     logits, loss = model(tokens, targets, n_loops=8)     # depth is an argument, not a constant
     tokens = model.generate(tokens, 32, halt_threshold=0.3)
 
-Read from the top. First what is new: the state update, and the model with its loop and its halting.
-Then what other transformers have, too: block, attention, feed-forward, experts, cache, sampling.
-Whoever stops at the line END OF THE MODEL has seen the whole model. Below it: looking inside,
-counting, named sizes, and the checks of arguments. There, `check` and `expect` raise a ValueError
-that names the argument, what it got and what was expected.
+Read from the top. First comes what is new: the state update, and the model with its loop and its
+halting. Then what other transformers have, too: block, attention, feed-forward, experts, cache. If
+you stop at the line END OF THE MODEL, you have seen the whole architecture. Below it: sampling and
+other helpers, looking inside, counting, named sizes, and the checks of arguments. `check...` and
+`expect` raise a ValueError that names the argument, what it got and what was expected.
 
 To copy a part into a file of yours: its docstring says under "To lift it" what to take along.
 
@@ -85,24 +85,24 @@ class MythosConfig:
     rope_theta: float = 10_000.0  # base of RoPE's angles: larger means slower rotation
 
     # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
-    d_ff: int | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, rounded up to 64·n
+    d_ff: int | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, up to a multiple of 64
     num_experts: int = 8  # E, routed
     num_experts_per_token: int = 2  # K
     num_shared_experts: int = 1  # experts that every token uses, besides its K
-    d_expert: int | None = None  # one expert's; None: d_ff / (K + shared), rounded up to 8·n
+    d_expert: int | None = None  # an expert's; None: d_ff / (K + shared), up to a multiple of 8
 
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_config(self)  # a field that you add gets one line there
+        check_config(self)  # a field that you add gets a line there; a number, one in its tables
 
 
 def derive_widths(config: MythosConfig) -> SimpleNamespace:
     """All fields of a config, yours included, with the widths filled in where they are None.
 
     Also rope_dim, how many numbers of a head RoPE rotates (GQA: all C; MLA: C/2 besides the C), and
-    row_width = W, how many numbers a token adds to the cache in each layer it passes. The config
-    itself stays as it is: a width written into it would go stale when another field is replaced.
+    row_width = W, how many numbers a token leaves in the cache in each layer, for later tokens. The
+    config itself stays as it is: a width written into it would go stale when another field changes.
     """
     c, mla = SimpleNamespace(**vars(config)), config.attention_type == "mla"
     c.head_dim = c.head_dim or c.d_model // c.n_heads
@@ -139,7 +139,7 @@ class StateUpdate(nn.Module):
     A bounded h need not settle: that depends on the whole Jacobian A + dR/dh, whose spectral radius
     `loop_gain` measures.
 
-    To lift it: `nn`, `Tensor`.
+    To lift it: `torch`, `nn`, `Tensor`.
     """
 
     def __init__(self, d_model: int, spectral_radius_target: float | None = 0.95) -> None:
@@ -166,9 +166,16 @@ class StateUpdate(nn.Module):
 
 
 def relative_change(h_next: Tensor, h: Tensor) -> Tensor:
-    """|h_{t+1} − h_t| / |h_{t+1}| of each token, fp32: (..., D) -> (...). From h = 0 it is 1."""
-    moved, size = (h_next.float() - h.float()).norm(dim=-1), h_next.float().norm(dim=-1)
-    return moved / size.clamp_min(1e-30)  # a state that stays at 0 has not moved
+    """|h_{t+1} − h_t| / |h_{t+1}| of each token, fp32: (..., D) -> (...). From h_t = 0 it is 1; a
+    state that stays at 0 has not moved: 0."""
+    return (h_next.float() - h.float()).norm(dim=-1) / h_next.float().norm(dim=-1).clamp_min(1e-30)
+
+
+def add_noise(h: Tensor, share: float) -> Tensor:
+    """h (N, T, D) with noise of `share` times its own size; share 0: h itself."""
+    if share == 0:
+        return h
+    return h + share * torch.randn_like(h) * h.detach().square().mean(-1, True).sqrt()
 
 
 class RecurrentDepthTransformer(nn.Module):
@@ -177,8 +184,9 @@ class RecurrentDepthTransformer(nn.Module):
     RecurrentDepthTransformer(config), RecurrentDepthTransformer(d_model=256, attention_type="gqa"),
     or both: keywords override fields of the config. `model.config` is the config in force.
 
-    `model.compile()` traces one graph for each n_loops, and torch stops after 8. To train with many
-    loop counts compile the blocks: `for block in model.recurrent: block.compile()`, one graph.
+    `model.compile()` traces one graph for each n_loops, and torch gives up after 8 of them. To
+    train with many loop counts, compile the blocks, one graph: `for block in model.recurrent:
+    block.compile()`.
     """
 
     def __init__(self, config: MythosConfig | None = None, **overrides) -> None:
@@ -213,18 +221,20 @@ class RecurrentDepthTransformer(nn.Module):
         n_loops: None is config.max_loop_iters; more is allowed; 0: no loop, the coda reads e.
         grad_loops, state_noise: for training, see `run_loop`.
         halt_threshold: a token halts once a loop changes its state by less, see `run_halting_loop`.
-        cache: tokens continue the sequences that the cache holds; it must be one of this model,
-            and of the weights that the model has now.
-        logits_to_keep: make logits, and score targets, of only so many last tokens; 0: of all.
-        Halting and caching are for inference: with either, no gradient is recorded, not a loss's.
+        cache: tokens continue the sequences that the cache holds. It must have been made and filled
+            by this model, with the weights that it has now.
+        logits_to_keep: make logits of only so many last tokens, without targets; 0: of all.
+        Halting and caching are for inference: with either, no gradient is recorded.
         Raises ValueError naming the argument that is out of range.
         """
         n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, grad_loops=grad_loops,
                              state_noise=state_noise, halt_threshold=halt_threshold,
                              logits_to_keep=logits_to_keep)  # fmt: skip
+        keep = logits_to_keep
+        expect(targets is None or not keep, "logits_to_keep", keep, "0 when there are targets")
         inference = cache is not None or halt_threshold is not None
-        expect(not (inference and grad_loops), "grad_loops", grad_loops, "None if nothing learns")
-        expect(not (inference and state_noise), "state_noise", state_noise, "0 if nothing learns")
+        expect(not (inference and grad_loops), "grad_loops", grad_loops, "None when inferring")
+        expect(not (inference and state_noise), "state_noise", state_noise, "0 when inferring")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inference):
             e, rope = self.run_prelude(tokens, cache)
             if n_loops == 0:
@@ -238,8 +248,7 @@ class RecurrentDepthTransformer(nn.Module):
             cache.n_tokens += tokens.shape[1]
         if targets is None:
             return logits, None
-        targets = targets[:, -logits_to_keep:].flatten().long()
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets)
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten().long())
 
     def run_prelude(self, tokens: Tensor, cache=None) -> tuple[Tensor, Tensor]:
         """e = input_norm(Prelude(embed_norm(embed(tokens)))), (N, T, D), and the tokens' `rope`."""
@@ -252,6 +261,7 @@ class RecurrentDepthTransformer(nn.Module):
     def run_blocks(self, blocks, x: Tensor, rope: Tensor, cache=None, slot=0, halted=None):
         """x (N, T, D) through the blocks, whose rows go to the cache's slots from `slot` on."""
         for i, block in enumerate(blocks):
+            # recall(rows) is cache.append(slot + i, halted, rows).
             recall = None if cache is None else partial(cache.append, slot + i, halted)
             x = block(x, rope, recall)
         return x
@@ -277,17 +287,14 @@ class RecurrentDepthTransformer(nn.Module):
         The answer is the *last* state: a weighted sum over loops may tie the model to the depth
         that it was trained at. `states`, if given, collects h_1, h_2, … h_L. For training:
 
-        state_noise: noise on each new state, as a share of its size, which the next loop has to put
-            right (noise in recurrent networks: Jim, Giles and Horne 1996).
+        state_noise: noise on each new state, as a share of its size. The next loop, or the coda,
+            learns to put it right (noise in recurrent networks: Jim, Giles and Horne 1996).
         grad_loops: only the last grad_loops loops carry gradient (truncated backpropagation through
             time); None: all. The prelude still learns, through the e of those loops.
         """
         h = self.initial_state(e)
         for t in range(n_loops):
-            h = self.step(h, e, rope, t, cache)
-            if state_noise > 0:
-                noise = state_noise * torch.randn_like(h)
-                h = h + noise * h.detach().square().mean(-1, True).sqrt()
+            h = add_noise(self.step(h, e, rope, t, cache), state_noise)
             if grad_loops is not None and t < n_loops - grad_loops:
                 h = h.detach()
             if states is not None:
@@ -298,21 +305,23 @@ class RecurrentDepthTransformer(nn.Module):
         """The loop in which tokens stop by themselves: h_L and the loops that each used, (N, T).
 
         A token halts after the first loop that leaves its state settled (`has_settled`). From then
-        on its state stands still, and so do its rows in the cache. Say there are 4 loops, and a
-        token halts after loop 1:
+        on its state stays fixed, and so do its rows in the cache. Of 4 loops, say, a token halts
+        after loop 1:
 
-            its state            h_1, h_2, h_2, h_2
-            its row of loop      0, 1, 1, 1              in the slots of loops 0, 1, 2, 3
+            loop                       0        1        2        3
+            its state after the loop   h_1      h_2      h_2      h_2
+            its slot of the loop       row 0    row 1    row 1    row 1
 
-        In loop 3 a later token reads the row of loop 1, whether both came in one call or the later
-        one is decoded a day after. Since no token looks at later ones, decoding token by token then
-        gives the answer of one pass (up to rounding, which may tip a token over the threshold).
+        A later token reads, in its loop 3, row 1 of this token, whether both came in one call or
+        the later one is decoded a day later. Since no token looks at later ones, decoding token by
+        token gives the answer of one pass (up to rounding, which may tip a token over the
+        threshold).
 
         Halting saves work once *all* tokens of the call, in all N sequences, have halted. Until
         then a halted token is computed like the others, and the result is discarded.
         """
-        if cache is None:  # it holds the rows of halted tokens
-            cache = self.new_cache(*e.shape[:2], n_loops)
+        # Needed within one call, too: later tokens read the rows that are kept.
+        cache = cache or self.new_cache(*e.shape[:2], n_loops)
         h = self.initial_state(e)
         halted = torch.zeros(e.shape[:2], dtype=torch.bool, device=e.device)
         loops_used = torch.zeros_like(halted, dtype=torch.int64)
@@ -441,9 +450,10 @@ class Block(nn.Module):
 def make_block(c: SimpleNamespace, moe: bool = False) -> Block:
     """A block with the config's attention, and with experts or a dense SwiGLU.
 
-    c: the config's fields, yours included, with the widths filled in by `derive_widths`. To swap
-    the attention kernel, pass attend=…: it is called like `causal_attention`, meets T = S, T = 1
-    and T between, and fewer key/value heads than query heads, from `absorbed` only one.
+    c: the config's fields, yours included, with the widths filled in by `derive_widths`. For
+    another attention kernel give attend=… to both attentions: it is called like `causal_attention`,
+    with T = S, T = 1 or 1 < T < S, and with fewer key/value heads than query heads (from
+    `absorbed`: one).
     """
     common = dict(d_model=c.d_model, n_heads=c.n_heads, head_dim=c.head_dim)
     if c.attention_type == "mla":
@@ -507,10 +517,10 @@ class GroupedQueryAttention(nn.Module):
 
     forward: x (N, T, D), rope = `rope_angles(positions, head_dim)` for x's positions -> (N, T, D).
     A token's *row*, all that later tokens need of it, is its keys and values: W = 2·G·C numbers.
-    `recall`, given when there is a cache, stores the new rows, (N, T, W), and returns the rows of
+    recall(rows), given when there is a cache, stores the new rows, (N, T, W), and returns those of
     all tokens so far, (N, S, W).
 
-    To lift it: `nn`, `F`, `Tensor`, `rope_angles`, `apply_rope`, `causal_attention`.
+    To lift it: `torch`, `nn`, `F`, `Tensor`, `rope_angles`, `apply_rope`, `causal_attention`.
     """
 
     def __init__(self, *, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int,
@@ -550,7 +560,7 @@ class MultiHeadLatentAttention(nn.Module):
     that rotation would stand between q and U_k, and `absorbed` below could not apply U_k to the
     query instead. Hence the separate rotated key.
 
-    To lift it: `nn`, `F`, `Tensor`, `rope_angles`, `apply_rope`, `causal_attention`,
+    To lift it: `torch`, `nn`, `F`, `Tensor`, `rope_angles`, `apply_rope`, `causal_attention`,
     `is_plain_linear`.
     """
 
@@ -654,7 +664,8 @@ class MixtureOfExperts(nn.Module):
     """Shared experts for every token plus K of E routed ones (DeepSeekMoE, arXiv 2401.06066, and
     DeepSeek-V3, 2412.19437).
 
-    forward: x (N, T, D) -> (N, T, D); not in fp64, which F.grouped_mm refuses.
+    forward: x (N, T, D) -> (N, T, D). F.grouped_mm wants d_model and d_expert to be multiples of 8,
+    and refuses fp64.
 
         score   = sigmoid(x·W_router)                      of each expert, in (0, 1)
         chosen  = the K experts with the largest score + bias
@@ -665,7 +676,7 @@ class MixtureOfExperts(nn.Module):
     it for experts that got too few tokens and lowers it for those that got too many. So the load
     evens out without an auxiliary loss, whose gradients would interfere (arXiv 2408.15664).
 
-    To lift it: `nn`, `F`, `Tensor`, `SwiGLU`, `grouped_mm` (which says what it needs).
+    To lift it: `torch`, `nn`, `F`, `Tensor`, `SwiGLU`, `grouped_mm` (which says what it needs).
     """
 
     def __init__(self, d_model: int, d_expert: int, num_experts: int, num_experts_per_token: int,
@@ -758,10 +769,10 @@ class MixtureOfExperts(nn.Module):
 class Cache:
     """The rows of past tokens, allocated once. Create one with `model.new_cache`.
 
-    Each layer application has a slot of its own, since a looped block sees another state in each
-    loop: first the prelude's layers, then those of loop 0, of loop 1, …, then the coda's. `rows` is
-    (slots, N, length, W). `n_tokens` counts the tokens held; set it to 0 to start afresh, and when
-    the model's weights have changed.
+    Each layer application has a slot of its own, since a looped block sees a different state in
+    each loop: first the prelude's layers, then those of loop 0, of loop 1, …, then the coda's.
+    `rows` is (slots, N, length, W). `n_tokens` counts the tokens held; set it to 0 to start afresh,
+    and when the model's weights have changed.
     """
 
     def __init__(self, shape: tuple, n_loops: int, prelude_layers: int, recurrent_layers: int):
@@ -780,12 +791,13 @@ class Cache:
         loop before, which lies recurrent_layers slots earlier. None: no token has halted; keep
         every row, as in prelude and coda.
         """
-        if self.rows is None:  # only now: FSDP and autocast compute in another dtype than weights
+        if self.rows is None:  # only now: under FSDP or autocast, rows and weights differ in dtype
             self.rows = rows.new_zeros(self.shape)
         expect(self.rows.dtype == rows.dtype, "cache, dtype", self.rows.dtype, rows.dtype)
         new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
         if halted is not None:
-            before = self.rows[slot - self.recurrent_layers, :, new]  # loop 0: none has halted
+            # In loop 0, where no token has halted, this slot may be any: nothing is taken of it.
+            before = self.rows[slot - self.recurrent_layers, :, new]
             rows = torch.where(halted[..., None], before, rows)
         self.rows[slot, :, new] = rows
         return self.rows[slot, :, : new.stop]
@@ -857,7 +869,7 @@ def reset_modules(model: nn.Module) -> None:
 @contextmanager
 def temporarily(modules, name: str, value: object):
     """`with temporarily(modules, "training", False):` sets an attribute of each module; then each
-    gets its own value back, after an error, too."""
+    gets its own value back, even after an error."""
     with ExitStack() as at_exit:
         for module in modules:
             at_exit.callback(setattr, module, name, getattr(module, name))
@@ -879,8 +891,8 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
     F.grouped_mm with two additions. Autocast does not reach it, so x and weight get the dtype that
     autocast would choose. And torch.compile and the meta device support it only in bf16, so there
-    `traceable_grouped_mm` stands in: to use either with a copied class, copy that operator and the
-    three statements behind it, too.
+    `traceable_grouped_mm` stands in: to use either with a copied class, copy that operator, and
+    all that follows it up to register_autograd.
     """
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
@@ -1068,7 +1080,7 @@ MEDIUM = SMALL | dict(prelude_layers=3, coda_layers=3, q_lora_rank=1536, vocab_s
 LARGE = MEDIUM | dict(prelude_layers=4, coda_layers=4)
 SIZES = {
     # The toy of train_tiny.py, for 20 nodes and 20² edges. Its trainer starts the prelude as the
-    # identity, which no embedding is too small for.
+    # identity, which drowns no embedding.
     "tiny": dict(d_model=128, n_heads=4, max_loop_iters=12, d_expert=64, max_seq_len=64,
         vocab_size=420, n_kv_heads=2, kv_lora_rank=64, embed_norm=False),
     "1B": SMALL | dict(d_model=1536, num_experts=32, num_experts_per_token=4, d_expert=1040,
@@ -1132,8 +1144,8 @@ def print_sizes() -> None:
 # Checks: bad input raises a ValueError that names the field, what it got and what it expected
 # ------------------------------------------------------------------------------------------------
 
-# The least that each number of the config and of the calls may be. Numbers of the first table may
-# be None, those of the second need not be whole.
+# The minimum of each number, in the config and in the calls. Numbers of the first table may also be
+# None; those of the second need not be whole.
 # fmt: off
 OR_NONE = dict(n_loops=0, eos_token=0, halt_threshold=0, top_p=0, spectral_radius_target=0, d_ff=1,
     head_dim=1, n_kv_heads=1, kv_lora_rank=1, q_lora_rank=1, d_expert=1, grad_loops=1, top_k=1)
@@ -1152,7 +1164,7 @@ def expect(ok: bool, field: str, got: object, expected: object) -> None:
 
 
 def check(**numbers: object) -> None:
-    """Each number against the tables above; what they do not know is passed over."""
+    """Each number against the tables above. Other names are ignored: a subclass checks its own."""
     for name, got in numbers.items():
         if name in LEAST and not (got is None and name in OR_NONE):
             # Exactly these types: a bool is no number, and a checkpoint cannot hold NumPy's.

@@ -33,6 +33,7 @@ SIX = "mythos.py train_tiny.py test_mythos.py tutorial.ipynb README.md requireme
 SOURCE = Path(mythos.__file__).read_text("utf-8")
 NODES = {node.name: node for node in ast.parse(SOURCE).body if hasattr(node, "name")}
 IMPORTS = {
+    "torch": "import torch",
     "nn": "from torch import nn",
     "F": "import torch.nn.functional as F",
     "Tensor": "from torch import Tensor",
@@ -65,11 +66,11 @@ def source(name):
 
 @pytest.mark.parametrize("name", PARTS)
 def test_part_can_be_lifted_out(name):
-    """A part that, pasted into an empty file with `import torch` and what its docstring lists,
+    """A part that, pasted into an empty file with what its docstring lists,
     cannot be used."""
     needs = re.search(r"(?s)To lift it: (.*)", ast.get_docstring(NODES[name]))[1]
     needs = [part for part in re.findall(r"`(\w+)`", needs)]
-    code = ["import torch", *(IMPORTS.get(part) or source(part) for part in needs), source(name)]
+    code = [*(IMPORTS.get(part) or source(part) for part in needs), source(name)]
     build, more = PARTS[name]
     code += [
         MEAN if name == "Block" else "",

@@ -120,11 +120,13 @@ class Curious(RecurrentDepthTransformer):
         return super().step(h, e, rope, t, *more)
 
     def has_settled(self, h_next, h, halt_threshold):
-        return torch.full(h.shape[:2], len(self.loops) == 2)
+        first = torch.arange(h.shape[1]).expand(h.shape[:2]) == 0  # halts once, the others later
+        return torch.where(first, len(self.loops) == 2, len(self.loops) == 4)
 
 
 def test_what_a_subclass_adds_is_used_everywhere():
-    """A second place that starts at zeros, counts loops, measures a change or looks for experts."""
+    """A second place that starts at zeros, counts loops, measures a change or looks for experts; a
+    token that halts and, by a rule that says so once, goes on."""
     model, tokens = Curious(**SMALL).eval(), ids(2, 4)
     seen = diagnostics(model, tokens, n_loops=3)
     assert [t for t, _ in model.loops] == [0, 1, 2] and model.loops[0][1] == 1.0
@@ -138,8 +140,9 @@ def test_what_a_subclass_adds_is_used_everywhere():
         assert [t for t, _ in model.loops] == [*range(n_loops + 1)] and model.loops[0][1] == 1.0
     for call in (model, functools.partial(diagnostics, model)):
         model.loops.clear()
-        call(tokens, n_loops=9, halt_threshold=0.1)
-        assert len(model.loops) == 2
+        out = call(tokens, n_loops=9, halt_threshold=0.1)
+        assert len(model.loops) == 4
+    assert out["loops_used"].tolist() == [[2, 4, 4, 4]] * 2
 
 
 class Gate(nn.Module):
