@@ -1050,10 +1050,10 @@ def same(a, b):
 
 
 def test_training_uses_its_settings(cpu, monkeypatch, tmp_path):
-    """A schedule, rate, truncation, noise, clipping or balancing that is not applied; a model in
-    evaluation mode; a prelude that can do the first hop before the loop has learned to; a second
-    training with the same task that starts where the first one ended."""
-    seen, rates, norms, told = [], [], [], []
+    """A schedule, rate, truncation, noise, clipping or balancing that is not applied; the same
+    noise in each step; a model in evaluation mode; a prelude that can do the first hop before the
+    loop has learned to; a second training with one task that starts where the first ended."""
+    seen, rates, norms, told, seeds = [], [], [], [], []
     model, task = start()
     e, _ = model.run_prelude(tokens := torch.randint(420, (1, 6)))
     assert_close(e, model.input_norm(model.embed_norm(model.embed(tokens))))
@@ -1068,6 +1068,7 @@ def test_training_uses_its_settings(cpu, monkeypatch, tmp_path):
     def spy_forward(*args, **how):
         assert model.training
         seen.append((how.pop("n_loops"), how))
+        seeds.append(torch.initial_seed())
         logits, loss = forward(*args, n_loops=seen[-1][0], **how)
         told.append((len(told) % 4 + 1, seen[-1][0], loss.item()))
         return logits, loss
@@ -1081,6 +1082,7 @@ def test_training_uses_its_settings(cpu, monkeypatch, tmp_path):
     want = [0.5 * 6e-3 * train_tiny.schedule(done, 4) for done in range(4)] * 2
     assert_close(torch.tensor(rates), torch.tensor([[lr, lr * task.prelude_lr] for lr in want]))
     assert all(how == dict(grad_loops=3, state_noise=0.3) for _, how in seen) and max(norms) < 1.001
+    assert len({*seeds[:4]}) == 4 and seeds[:4] == seeds[4:]
     assert heard == told and model.recurrent[0].ffn.router_bias.abs().max() > 0.0099
 
 
@@ -1127,7 +1129,9 @@ def test_bad_numbers_stop_before_the_update(cpu, what, tmp_path):
     else:  # a finite loss, but clipping would make every gradient nan
         model.head.weight.register_hook(lambda grad: grad * math.inf)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(FloatingPointError, match="^step 1: loss .*, gradient norm (nan|inf)"):
+    with pytest.raises(
+        FloatingPointError, match="^step 1 diverged: loss .*, gradient norm (nan|inf)"
+    ):
         train(model, task, steps=1, seed=0, checkpoint=tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == kept
     for name, p in model.named_parameters():
@@ -1142,7 +1146,3 @@ def test_a_task_of_ones_own_learns(cpu, tmp_path, monkeypatch):
     tokens, targets, n_loops = space["task"].batch(torch.Generator().manual_seed(9), 1)
     right = space["model"].eval()(tokens, n_loops=n_loops)[0][:, 1].argmax(-1) == targets[:, 1]
     assert right.float().mean() > 0.95
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__]))

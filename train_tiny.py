@@ -9,26 +9,29 @@ loops the answer is the node T hops further on; the last node of a chain points 
     0→4  3→1  4→3  1→1  2→2 | 0 1 2 3 4        T = 1 loop:   4 1 2 1 3
                                                T = 3 loops:  1 1 2 1 1   (chain 0→4→3→1 has ended)
 
-In training no answer is ever more than 5 hops away. The test asks for up to 10 hops and runs up to
-32 loops: a model that has learned *one hop per loop*, and to stand still at the end of a chain,
-gets all of it right. How many loops a question needs is known exactly: a fair test of halting.
+In training no answer is ever more than 5 hops away. The test asks for the *end* of a chain, up to
+10 hops away, and runs up to 32 loops. A model that has learned one hop per loop, and to stand still
+at the end, gets all of it right once it has as many loops as hops; before that it cannot be there
+yet. How many loops a question needs is known exactly: a fair test of halting.
 
 The run leaves a checkpoint, a JSON with every number and a picture in --out.
 
 Read `train` first: it is the whole training, in the order in which it happens. Then come what a
 task is, the task of chains, the optimizers, checkpoints, and the command line. To change the size
-or the settings, from Python:
+or the settings, from Python ("gqa": the kind of attention, see mythos.py):
 
     from train_tiny import *
 
     class Mine(Chains):
         batch_size, lr_scale, train_loops = 16, 0.7, 8
 
+    torch.manual_seed(0)
     task = Mine()
     model = RecurrentDepthTransformer(task.config("gqa"), d_model=96)
     task.prepare(model)
-    train(model, task, steps=400, seed=0, checkpoint=Path("runs/mine.pt"))
-    print(task.measure(model.eval(), [4, 8, 12])[0])  # accuracy by hops, after 4, 8 and 12 loops
+    train(model, task, steps=800, seed=0, checkpoint=Path("runs/mine.pt"))
+    for loops, accuracy in task.measure(model.eval(), [4, 8, 12])[0].items():
+        print(loops, [f"{a:.0%}" for a in accuracy])  # at 0 … 10 hops
 
 For a task of your own, see `Task`.
 """
@@ -60,20 +63,23 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
           checkpoint: Path, resume: bool = False) -> dict:  # fmt: skip
     """Train in place; returns the history: the loss and the number of loops of each step, seconds.
 
-    Every 25 steps, and at the end, a new checkpoint takes the place of the last: an interrupt loses
-    at most 25 steps. resume: continue from it, to the same numbers as without the interrupt.
-    Raises ValueError for a checkpoint that is not of this run, and FloatingPointError, with the
-    last good checkpoint kept, once loss or gradient is inf or nan.
+    After the first step, every 25 and the last, a new checkpoint takes the place of the old one: an
+    interrupt loses at most 25 steps. resume: continue from it, to the same numbers as without the
+    interrupt; otherwise a file of that name is replaced. seed: of the data and the noise; that of
+    the weights is yours. Raises CheckpointError, a ValueError, if the checkpoint is of another run,
+    and FloatingPointError if loss or gradient becomes inf or nan (the last good checkpoint stays).
     """
     device, optimizers = model.head.weight.device, make_optimizers(model, task.prelude_lr)
     generator = torch.Generator().manual_seed(seed)  # draws all data
-    recipe = dict(config=asdict(model.config), model=type(model).__name__, task=task.settings(),
-                  steps=int(steps), seed=int(seed))  # fmt: skip
+    recipe = task.settings() | dict(task=type(task).__name__, model=type(model).__name__,
+        config=asdict(model.config), steps=int(steps), seed=int(seed))  # fmt: skip
+    # frontier: how far the curriculum has come, see `Task.advance`.
     frontier, history = 1, dict(loss=[], loops=[], seconds=0.0)
     if resume:
         saved = load_checkpoint(checkpoint)
-        for key, now in recipe.items():
-            expect(now == saved["recipe"][key], f"{checkpoint}, {key}", now, saved["recipe"][key])
+        for key, was in saved["recipe"].items():
+            if recipe.get(key) != was:
+                raise CheckpointError(f"{checkpoint} is of another run: its {key} was {was}")
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -86,6 +92,7 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
         tokens, targets, n_loops = task.batch(generator, frontier)
 
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            # peak_lr: see `make_optimizers`.
             group["lr"] = task.lr_scale * schedule(step, steps) * group["peak_lr"]
 
         torch.manual_seed((100_003 * seed + step) % 2**32)  # noise: the same in a resumed run
@@ -95,12 +102,12 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not torch.isfinite(loss + norm):  # before the update, so the checkpoint stays good
-            raise FloatingPointError(f"step {step + 1}: loss {loss}, gradient norm {norm}; stopped")
+            raise FloatingPointError(f"step {step + 1} diverged: loss {loss}, gradient norm {norm}")
         loss = loss.item()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        load = model.update_router_bias(speed=0.01)
+        load = model.update_router_bias(speed=0.01)  # the tokens that each expert got
         history["loss"].append(loss)
         history["loops"].append(n_loops)
         history["seconds"] = time.perf_counter() - started
@@ -125,7 +132,8 @@ def progress(step, steps, frontier, history, tokens, model, load) -> str:
 
 
 class Task:
-    """What `train` asks of a task. Yours are `config` and `batch`; all else has a default:
+    """What `train` asks of a task. Yours are `config` and `batch`; all else that it reads has a
+    default:
 
         class Add(Task):  # two digits; the answer, at the second one, is their sum modulo 10
             def config(self, attention_type):
@@ -136,20 +144,21 @@ class Task:
                 answers = tokens.sum(dim=1, keepdim=True) % 10
                 return tokens, torch.cat([torch.full_like(answers, -100), answers], dim=1), 4
 
+        torch.manual_seed(0)
         task = Add()
         model = RecurrentDepthTransformer(task.config("mla"))
         train(model, task, steps=200, seed=0, checkpoint=Path("runs/add.pt"))
 
-    Every attribute that is a number, a text or a tuple belongs to the recipe that a checkpoint
-    keeps: a training resumes with the same ones only.
+    Attributes that are numbers, strings, tuples or None are part of the recipe that a checkpoint
+    keeps: training resumes only if they are unchanged.
 
-    `run` also measures and prints: it calls evaluate(model), which returns a dict of numbers with
-    "checks", what PASS means: (what, got, sign, bound); describe(results), which makes a text of
-    that dict; and draw(results, path), unless `draw` is None. See `Chains`.
+    The command line, `run(make_parser("What it is.", Add), None, lambda args: Add())`, also
+    measures and prints. For that a task needs evaluate(model), which returns a dict of numbers
+    with "checks", what PASS means: (what, got, sign, bound); describe(results), which makes a text
+    of that dict; and, unless `draw` is None, draw(results, path). See `Chains`.
     """
 
-    name, example = "task", ""  # how a run's files begin; what experiments/ask.py may be asked
-    about = "each step draws its own number of loops, so the loss jumps"  # printed at the start
+    name, about, example = "task", "", ""  # of files; a word at the start; for experiments/ask.py
     steps, batch_size = 400, 32
     lr_scale, prelude_lr = 1.0, 1.0  # times all learning rates; times the prelude's, besides
     state_noise = 0.0  # see mythos.py, `run_loop`
@@ -157,15 +166,16 @@ class Task:
     draw = None  # else a method that writes a picture
 
     def config(self, attention_type: str) -> MythosConfig:
-        """Sizes that are right for `Chains`."""
+        """Those of `Chains`."""
         return replace(mythos.get_model_config("tiny"), attention_type=attention_type)
 
     def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
-        """tokens and targets (batch_size, T), −100 where nothing is scored, and a number of loops.
-        `frontier` is how far the curriculum has come: 1 at first, see `advance`."""
+        """tokens and targets (batch_size, T), and a number of loops. A target is what the model has
+        to answer at its own position (nothing is shifted); −100 is not scored. `frontier` is how
+        far the curriculum has come: 1 at first, see `advance`."""
 
     def prepare(self, model: RecurrentDepthTransformer) -> None:
-        """Called once, before the training: another start than `init_weights`."""
+        """Another start than `init_weights`. `run` calls it; before `train`, call it yourself."""
 
     def advance(self, frontier: int, n_loops: int, loss: float) -> int:
         """The curriculum: after a step, the frontier of the next one."""
@@ -173,8 +183,8 @@ class Task:
 
     def settings(self) -> dict:
         """The part of the recipe that is the task's."""
-        values = {name: getattr(self, name) for name in dir(self) if not name.startswith("_")}
-        return {k: v for k, v in values.items() if type(v) in (bool, int, float, str, tuple)}
+        own = [(name, getattr(self, name)) for name in dir(self) if not name.startswith("_")]
+        return {k: v for k, v in own if type(v) in (bool, int, float, str, tuple, type(None))}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -190,14 +200,16 @@ class Chains(Task):
     """
 
     name, n_nodes, example = "chains", 20, "0-4 3-1 4-3 1-1 2-2"
-    train_hops, train_loops = 5, 12  # no training answer is further away, no training loop deeper
+    about = "each step draws its own number of loops, so the loss jumps"
+    train_hops, train_loops = 5, 12  # scored answers are at most 5 hops away; at most 12 loops
     # Without noise, training stops improving answers that are barely right. A query that stands
     # still may then drift towards a wrong node, loop by loop, until its answer flips.
     prelude_lr, state_noise = 0.05, 0.3  # prelude_lr: see `prepare`
     test_size, test_loops, halt_threshold = 500, 12, 0.2  # sequences; loops that PASS is about
     longest, decoys = 11, (2, 2, 2, 2, 1)  # nodes of a test sequence's chains; asked: the longest
-    difficulty, guess = "hops to the end of the chain", 1 / 6  # six chains: one of their ends
-    wanted = 0.99, 0.90  # of the answers: at what was trained, and at the hardest of the test
+    # Six chains in a test sequence, so guessing an end is right 1 time in 6.
+    difficulty, guess = "hops to the end of the chain", 1 / 6
+    wanted = 0.99, 0.90  # accuracy up to the trained hops, and at the most hops of the test
 
     def prepare(self, model: RecurrentDepthTransformer) -> None:
         """Start the prelude as the identity; its matrices learn 20 times slower (prelude_lr).
@@ -210,9 +222,10 @@ class Chains(Task):
             torch.nn.init.zeros_(block.ffn.down_proj.weight)
 
     def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
-        """While climbing, most steps at the frontier; then half at 5 loops, half with more.
+        """Until the frontier is 12: in half of the steps as many loops, in the rest up to as many.
+        Then half at 5 loops, half with more; 1 to 4 are mastered by then.
 
-        By then 1 to 4 loops are mastered. (A smaller model forgets them: tutorial.ipynb, 4.1.)
+        (A smaller model forgets them: tutorial.ipynb, 4.1.)
         """
 
         def draw(low: int, high: int) -> int:
@@ -227,6 +240,7 @@ class Chains(Task):
 
         Only queries whose answer is at most 5 hops away are scored; the others are −100. With
         T > 5 that leaves the nodes near the end of their chain: they have to stand still there.
+        Chains of all lengths, drawn at random, occur.
         """
         n, B, T = self.n_nodes, self.batch_size, self.draw_loops(generator, frontier)
         longest = torch.randint(2, n + 1, (B, 1), generator=generator)
@@ -303,7 +317,7 @@ class Chains(Task):
         rows = {f"loops: {L}": right for L, right in results["accuracy"].items()}
         for threshold, h in results["halting"].items():
             rows[f"halting below {threshold}, loops: {mean(h['loops']):.1f}"] = h["accuracy"]
-        text = f"Right by {self.difficulty} (0, 1 …); mean. Guessing would score {self.guess:.0%}."
+        text = f"Right by {self.difficulty}, 0, 1 …; mean. Guessing would score {self.guess:.0%}."
         for name, right in rows.items():
             text += f"\n{name:>30}" + "".join(f"{a:5.0%}" for a in right) + f"{mean(right):7.1%}"
         return text
@@ -316,9 +330,9 @@ class Chains(Task):
         draw_staircase(left, results["accuracy"], self, rows=16, shown=16)
         middle.plot(results["halting"][self.halt_threshold]["loops"], "o-")
         middle.plot(range(self.longest), "k:")
-        middle.set(title="Halting (dotted: the fewest)", xlabel=self.difficulty, ylabel="loops")
+        middle.set(title="Halting (dotted: fewest loops)", xlabel=self.difficulty, ylabel="loops")
         right.plot(results["history"]["loss"], linewidth=1)
-        right.set(title="Training: the loss jumps with the loops", xlabel="step", ylabel="loss")
+        right.set(title="Training", xlabel="step", ylabel="loss")
         left.figure.savefig(path, dpi=120, format="png")
 
 
@@ -329,7 +343,7 @@ def draw_staircase(axes, accuracy: dict, task: Chains, rows: int, shown: int):
     axes.pcolormesh(range(task.longest), range(1, rows + 1), grid, vmin=0, vmax=1, cmap="Blues")
     axes.axvline(task.train_hops + 0.5, color="C1", linestyle="--", linewidth=2)
     axes.text(task.train_hops + 0.6, 0.8, "beyond training →", color="C1")
-    axes.set(title="Accuracy (dark blue: 100%)", xlabel=task.difficulty, ylabel="loops")
+    axes.set(title="Accuracy: white 0, dark blue 100%", xlabel=task.difficulty, ylabel="loops")
 
 
 @torch.no_grad()
@@ -349,16 +363,15 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan 2024), for matrices and stacks of them.
 
     Each matrix G of the update, U·S·Vᵀ, is replaced by about U·Vᵀ: all directions learn at one
-    pace. torch.optim.Muon, which a test compares with this, uses bf16; on a CPU that emulates it,
-    that would take most of a training step. It also refuses stacks.
+    pace. torch.optim.Muon works in bf16, which is slow on most CPUs, and refuses stacks; a test
+    compares the two.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def step(self):
         for group in self.param_groups:
             # No gradient: frozen, or not used by this loss.
             for p in (p for p in group["params"] if p.grad is not None):
@@ -369,7 +382,6 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 # An orthogonal matrix has small entries; this gives them the size of Adam's.
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape[-2:]) ** 0.5)
-        return loss
 
     @staticmethod
     def orthogonal(G: Tensor) -> Tensor:
@@ -388,8 +400,7 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model: RecurrentDepthTransformer, prelude_lr: float = 1.0) -> list:
     """Muon for the matrices inside blocks, AdamW for the vocabulary and for all the rest.
 
-    The rest are vectors, A, B and the norms. They are not decayed: pulling A to 0 would erase the
-    memory.
+    The rest, A, B and the weights of norms, is not decayed: pulling A to 0 would erase the memory.
     """
     vocabulary = dict.fromkeys([model.embed.weight, model.head.weight])  # in order; one, if tied
     slow = [p for p in model.prelude.parameters() if p.dim() > 1]
@@ -422,18 +433,23 @@ def write_atomically(path: Path, write) -> None:
     unfinished.replace(path)
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another program or run."""
+
+
 def load_checkpoint(path: Path) -> dict:
-    """A plain dict; no pickled code runs. Raises ValueError if `path` is no checkpoint of ours."""
+    """A plain dict; no pickled code runs. Raises CheckpointError if `path` is not one of ours."""
     with suppress(Exception):  # whatever a file that is something else makes of these
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if not damaged and {"recipe", "model", "optimizers", "history"} <= saved.keys():
+        if not damaged and {"recipe", "frontier", "history", "generator"} <= saved.keys():
             return saved
-    raise ValueError(f"{path} is missing, damaged, or not a checkpoint of this program")
+    known = "damaged, or not a checkpoint of this program" if path.exists() else "not there"
+    raise CheckpointError(f"{path} is {known}")
 
 
 def load_model(path: str | Path) -> RecurrentDepthTransformer:
-    """The model of a checkpoint, in evaluation mode, on the CPU; of an unfinished training, too."""
+    """The model of a checkpoint, in evaluation mode, on the CPU. Unfinished runs load, too."""
     saved = load_checkpoint(Path(path))
     made, own = saved["recipe"]["model"], RecurrentDepthTransformer.__name__
     expect(made == own, f"{path}, model", made, f"{own}; build yours, then load_state_dict")
@@ -455,50 +471,49 @@ def make_parser(what: str, task: type[Task]) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=task.steps, help=f"default: {task.steps}")
     parser.add_argument("--out", default="runs", help="folder for the results (default: runs)")
     parser.add_argument("--resume", action="store_true", help="continue from --out's checkpoint")
-    parser.add_argument("--device", default=best, choices=("cpu", best))
+    parser.add_argument("--device", default=best, choices=sorted({"cpu", best}))
     return parser
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str] | None, make_task) -> int:
     """Train, evaluate, save, print. Returns 0 for PASS, 1 for FAIL; exits with 2 if stopped."""
     args = parser.parse_args(arguments)
+    if args.steps < 1 or not 0 <= args.seed < 2**32:
+        parser.error("expected --steps of at least 1, and --seed from 0 to 2^32 − 1")
+    task = make_task(args)
+    other = f"-steps{args.steps}" if args.steps != task.steps else ""  # a try, or a longer run
+    checkpoint = Path(args.out, f"{task.name}-{args.attention}-seed{args.seed}{other}.pt")
+    if checkpoint.exists() and not args.resume:
+        parser.error(f"{checkpoint} exists: add --resume, or choose another --seed or --out")
+    torch.manual_seed(args.seed)
+    model = RecurrentDepthTransformer(task.config(args.attention))
+    task.prepare(model)
+    print(f"{mythos.num_params(model):,} parameters on {args.device}; {task.about}", flush=True)
     try:
-        expect(args.steps > 0, "--steps", args.steps, "a number above 0")
-        expect(0 <= args.seed < 2**32, "--seed", args.seed, "a number from 0 to 2^32 − 1")
-        task = make_task(args)
-        other = f"-steps{args.steps}" if args.steps != task.steps else ""  # a try, or a longer run
-        checkpoint = Path(args.out, f"{task.name}-{args.attention}-seed{args.seed}{other}.pt")
-        if checkpoint.exists() and not args.resume:
-            parser.error(f"{checkpoint} exists: add --resume, or choose another --seed or --out")
-        torch.manual_seed(args.seed)
-        model = RecurrentDepthTransformer(task.config(args.attention))
-        task.prepare(model)
-        print(f"{mythos.num_params(model):,} parameters on {args.device}; {task.about}", flush=True)
         history = train(model.to(args.device), task, steps=args.steps, seed=args.seed,
                         checkpoint=checkpoint, resume=args.resume)  # fmt: skip
-    except (ValueError, OSError, FloatingPointError, KeyboardInterrupt) as error:
+    except (CheckpointError, OSError, FloatingPointError, KeyboardInterrupt) as error:
         parser.exit(2, f"{str(error) or f'Stopped; --resume continues from {checkpoint}'}\n")
     print("\nMeasuring, up to a minute …", flush=True)
     measuring = time.perf_counter()
-    results = vars(args) | task.evaluate(model.eval()) | {"history": history}
+    results = task.evaluate(model.eval()) | vars(args) | {"history": history}
     verdicts = [g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]]
     passed = all(verdicts) if verdicts else None
     results |= dict(passed=passed, train_seconds=history["seconds"], torch=torch.__version__,
                     seconds=history["seconds"] + time.perf_counter() - measuring,
                     threads=torch.get_num_threads())  # fmt: skip
-    text = json.dumps(results, indent=1)
+    text = json.dumps(results, indent=1, default=str)  # a Path among the flags
     write_atomically(checkpoint.with_suffix(".json"), lambda path: path.write_text(text))
-    if task.draw:
-        try:
-            write_atomically(checkpoint.with_suffix(".png"), partial(task.draw, results))
-        except ImportError as error:
-            print(f"no picture: {error}")
     print(f"\n{task.describe(results)}\n")
     for (what, got, sign, bound), ok in zip(results["checks"], verdicts, strict=True):
         print(f"{'ok' if ok else 'NO':>4}  {what}: {got:.3f} (wanted {sign} {bound:.3f})")
     print(f"{results['seconds']:.0f} s, {history['seconds']:.0f} s of it training: {checkpoint}")
+    if task.draw:
+        with suppress(ImportError):  # without matplotlib: no picture
+            write_atomically(checkpoint.with_suffix(".png"), partial(task.draw, results))
     print({True: "PASS", False: "FAIL", None: "No verdict"}[passed])
-    print(f'Ask it: python -m experiments.ask "{task.example}" --checkpoint {checkpoint}')
+    if task.example:
+        print(f'Ask it: python -m experiments.ask "{task.example}" --checkpoint {checkpoint}')
     return 1 if passed is False else 0
 
 

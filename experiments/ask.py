@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
         if done < steps:
             print(f"(not trained to its end: step {done} of {steps})")
         asks = {Chains.name: (Chains, ask_chains), Circuits.name: (Circuits, ask_circuit)}
-        name = saved["recipe"]["task"]["name"]
+        name = saved["recipe"]["name"]
         if name in asks:
             task, ask = asks[name]
             halt = task.halt_threshold if args.halt is None else args.halt

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 ROOT = Path(mythos.__file__).parent
 README = (ROOT / "README.md").read_text("utf-8")
 # Lines of code: neither blank, nor comment, nor docstring.
-BUDGETS = {"mythos.py": 620, "train_tiny.py": 290, "experiments/text.py": 110}
+BUDGETS = {"mythos.py": 620, "train_tiny.py": 290, "experiments/text.py": 130}
 BUDGETS |= {"before END OF THE MODEL": 400, "the model's class": 150, "a function": 40}
 BUDGETS |= {"the checks": 45}  # and a table
 LINES = {"test_mythos.py": 1150, "README.md": 250}  # blank lines and prose included
@@ -215,10 +215,10 @@ def test_the_recipe_is_what_readme_says():
 
 def test_the_trainers_docstring_trains_another_size(tmp_path, monkeypatch, capsys):
     """A snippet that does not run."""
-    code = re.search(r"from Python:\n\n(    .*?)\n\n\S", train_tiny.__doc__, re.S)[1]
+    code = re.search(r"see mythos.py\):\n\n(    .*?)\n\n\S", train_tiny.__doc__, re.S)[1]
     monkeypatch.setattr(Chains, "test_size", 4)
-    exec(textwrap.dedent(code).replace("=400", "=1").replace("runs/", f"{tmp_path}/"), {})
-    assert (tmp_path / "mine.pt").is_file() and "{4: [" in capsys.readouterr().out
+    exec(textwrap.dedent(code).replace("=800", "=1").replace("runs/", f"{tmp_path}/"), {})
+    assert (tmp_path / "mine.pt").is_file() and "\n12 ['" in capsys.readouterr().out
 
 
 def test_readme_names_files_that_exist():

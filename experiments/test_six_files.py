@@ -290,7 +290,7 @@ def test_verdict_and_order(cpu, tmp_path, monkeypatch, capsys):
         assert main(tmp_path / str(i), "--steps", "1") == (i > 0)
         out = capsys.readouterr().out
         assert "\nFAIL\n" in out if i else "\nPASS\n" in out
-        assert "no picture: matplotlib" in out
+        assert not list((tmp_path / str(i) / "new").glob("*.png"))
     monkeypatch.setattr(Tiny, "describe", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(tmp_path / "last", "--steps", "1")
@@ -300,10 +300,10 @@ def test_verdict_and_order(cpu, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--steps", "0"], "--steps: got 0"), (["--steps", "1.5"], "invalid int value: '1.5'"),
-        (["--seed", "-1"], "--seed: got -1"), (["--device", "abacus"], "invalid choice: 'abacus'"),
+        (["--steps", "0"], "--steps of at least 1"), (["--steps", "1.5"], "invalid int value"),
+        (["--seed", "-1"], "--seed from 0"), (["--device", "abacus"], "invalid choice: 'abacus'"),
         (["--attention", "mha"], "invalid choice: 'mha'"), (["--faster"], "unrecognized arguments"),
-        (["--resume"], "seed0.pt is missing, damaged, or not a checkpoint"),
+        (["--resume"], "seed0.pt is not there"),
     ],
 )  # fmt: skip
 def test_bad_flags_are_refused(cpu, flags, message, tmp_path, capsys):
@@ -316,7 +316,7 @@ def test_bad_flags_are_refused(cpu, flags, message, tmp_path, capsys):
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (3, 16, 24)])
 def test_muon_equals_torch_muon(cpu, shape):
     """Another momentum, scale, decay or polynomial; a stack treated as one matrix; a crash where a
-    parameter has no gradient; a closure without gradient, or whose loss is lost."""
+    parameter has no gradient."""
     start, frozen = torch.randn(shape), nn.Parameter(torch.ones(2, 2))
     ours = nn.Parameter(start.clone())
     theirs = [nn.Parameter(m.clone()) for m in start.view(-1, *shape[-2:])]
@@ -327,7 +327,7 @@ def test_muon_equals_torch_muon(cpu, shape):
         ours.grad = torch.randn(shape)
         for p, g in zip(theirs, ours.grad.view(-1, *shape[-2:]), strict=True):
             p.grad = g.clone()
-        assert muon.step(lambda: ours.sum()).requires_grad
+        muon.step()
         reference.step()
     moved, wanted = ours - start, torch.stack([*theirs]).view(shape) - start
     assert (moved - wanted).norm() < 0.02 * wanted.norm()  # theirs is computed in bf16
@@ -440,12 +440,12 @@ def test_a_checkpoint_belongs_to_its_run(cpu, checkpoint, tmp_path):
     for name in ("batch_size", "lr_scale", "state_noise", "prelude_lr", "train_hops", "grad_loops"):
         other = Tiny()
         setattr(other, name, 7)
-        with pytest.raises(ValueError, match=rf"a\.pt, task: got .*'{name}': 7.*, expected"):
+        with pytest.raises(ValueError, match=rf"a\.pt is of another run: its {name} was"):
             train(*start(other), steps=2, seed=0, checkpoint=path, resume=True)
     for key, how in (("steps", dict(steps=3, seed=0)), ("seed", dict(steps=2, seed=1))):
-        with pytest.raises(ValueError, match=rf"a\.pt, {key}: got"):
+        with pytest.raises(ValueError, match=rf"a\.pt is of another run: its {key} was"):
             train(*start(), **how, checkpoint=path, resume=True)
-    with pytest.raises(ValueError, match=r"a\.pt, config: got"):
+    with pytest.raises(ValueError, match=r"a\.pt is of another run: its config was"):
         train(*start(kind="gqa"), steps=2, seed=0, checkpoint=path, resume=True)
     Mine = type("Mine", (RecurrentDepthTransformer,), {})
     train(Mine(model.config), Tiny(), steps=1, seed=0, checkpoint=path)
@@ -475,9 +475,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(cpu, checkpoint, tmp_path):
         (tmp_path / "trap.pt").read_bytes(), (tmp_path / "theirs.pt").read_bytes(),
     ):  # fmt: skip
         path.write_bytes(bad)
-        with pytest.raises(
-            ValueError, match="is missing, damaged, or not a checkpoint of this program$"
-        ):
+        with pytest.raises(ValueError, match="is damaged, or not a checkpoint of this program$"):
             train_tiny.load_model(path)
     assert not trap.exists()
     torch.load(tmp_path / "trap.pt", weights_only=False)

@@ -49,7 +49,7 @@ def test_command_line_text_learns_and_is_scored_in_bits(small, tmp_path, capsys)
     out = capsys.readouterr().out
     assert numbers["sample"].startswith("def ") and "lzma" in out
     assert f'Ask it: python -m experiments.ask "def " --checkpoint {stem}.pt\n' in out
-    assert "(data: 4,318 bytes to train on, 482 to test)" in out
+    assert "; data: 4,318 bytes to train on, 482 to test" in out
     assert numbers["checks"] == [] and not stem.with_suffix(".png").exists()
     assert text.main([*flags, "1", "--data", str(tmp_path / "data" / "a.txt")]) == 0
     assert (tmp_path / "text-a.txt-mla-seed0-steps1.json").is_file()

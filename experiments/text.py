@@ -153,7 +153,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser("Train Mythos on text.", Text)
     about = "a file or folder (default: Python's own library)"
     parser.add_argument("--data", type=Path, help=about)
-    return run(parser, arguments, lambda args: Text(args.data))
+
+    def make_task(args) -> Text:
+        try:
+            return Text(args.data)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+
+    return run(parser, arguments, make_task)
 
 
 if __name__ == "__main__":
