@@ -12,7 +12,8 @@ think longer about harder input:
 
 The state h is the model's scratch pad; the input e is offered again in every loop. Prelude, Blocks
 and Coda are ordinary pre-norm transformer blocks, and every norm is an RMSNorm. Blocks are
-residual, so R already contains loop_norm(h + e). A and B are learned, one number per channel.
+residual, so R already contains loop_norm(h + e): the direction of h + e, not its size. A and B,
+learned, one number per channel, carry h and e themselves.
 
     model = RecurrentDepthTransformer(get_model_config("tiny"))
     logits, loss = model(tokens, targets, n_loops=8)     # depth is an argument, not a constant
@@ -26,10 +27,10 @@ other helpers, looking inside, counting, named sizes, and the checks of argument
 
 To copy a part into a file of yours: its docstring says under "To lift it" what to take along.
 
-Letters in equations and shapes:
+Letters in equations and shapes. A *row* is what a token leaves in the cache in each layer it passes.
     N  sequences in the batch     D  d_model              H  query heads
     T  new tokens in this call    C  head_dim             G  key/value heads (GQA)
-    S  all tokens, past and new   Z  kv_lora_rank (MLA)   W  numbers in a row of the cache
+    S  all tokens, past and new   Z  kv_lora_rank (MLA)   W  numbers in a row
     L  loops, t the current one   E  routed experts       K  experts chosen per token
     V  vocabulary
 
@@ -224,7 +225,7 @@ class RecurrentDepthTransformer(nn.Module):
         cache: tokens continue the sequences that the cache holds. It must have been made and filled
             by this model, with the weights that it has now.
         logits_to_keep: make logits of only so many last tokens, without targets; 0: of all.
-        Halting and caching are for inference: with either, no gradient is recorded.
+        Halting and caching are for inference: with either, nothing records a gradient.
         Raises ValueError naming the argument that is out of range.
         """
         n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, grad_loops=grad_loops,
@@ -261,7 +262,8 @@ class RecurrentDepthTransformer(nn.Module):
     def run_blocks(self, blocks, x: Tensor, rope: Tensor, cache=None, slot=0, halted=None):
         """x (N, T, D) through the blocks, whose rows go to the cache's slots from `slot` on."""
         for i, block in enumerate(blocks):
-            # recall(rows) is cache.append(slot + i, halted, rows).
+            # recall(rows) is cache.append(slot + i, halted, rows): it stores a layer's new rows and
+            # returns the rows of all tokens so far.
             recall = None if cache is None else partial(cache.append, slot + i, halted)
             x = block(x, rope, recall)
         return x
@@ -273,9 +275,10 @@ class RecurrentDepthTransformer(nn.Module):
     def step(self, h: Tensor, e: Tensor, rope: Tensor, t: int, cache=None, halted=None) -> Tensor:
         """Loop t: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(loop_norm(h + e)), (N, T, D).
 
-        t has no upper limit: a call may ask for more loops than training ever used. What crosses
-        loops, besides h, must come from the functions that loop (the two below): `loop_gain` and
-        others call `step` by itself.
+        t has no upper limit: a call may ask for more loops than training ever used. A value of
+        yours that crosses loops besides h is kept by the two functions below and passed to `step`,
+        with a default that suits `loop_gain`, which calls `step` alone. Where `run_loop` detaches
+        h, detach that value, too.
         """
         slot = 0 if cache is None else cache.first_slot(t)
         r = self.run_blocks(self.recurrent, self.loop_norm(h + e), rope, cache, slot, halted)
@@ -290,7 +293,8 @@ class RecurrentDepthTransformer(nn.Module):
         state_noise: noise on each new state, as a share of its size. The next loop, or the coda,
             learns to put it right (noise in recurrent networks: Jim, Giles and Horne 1996).
         grad_loops: only the last grad_loops loops carry gradient (truncated backpropagation through
-            time); None: all. The prelude still learns, through the e of those loops.
+            time); None: all. The prelude still learns, through the e of those loops; a learned h_0
+            would not.
         """
         h = self.initial_state(e)
         for t in range(n_loops):
@@ -340,10 +344,10 @@ class RecurrentDepthTransformer(nn.Module):
     def has_settled(self, h_next: Tensor, h: Tensor, halt_threshold: float) -> Tensor:
         """The halting rule: which tokens (N, T) may halt with h_next, the state after this loop.
 
-        With threshold 0 none may, not even one that stands perfectly still. A custom rule may use
-        only the token's own states; anything else breaks cached decoding, where earlier tokens are
-        no longer at hand, or stand at their last loop instead of this one. A rule that needs more
-        than two states, say three loops in a row, goes into `run_halting_loop`.
+        With threshold 0 none may, not even one that stands perfectly still. A rule of yours may
+        look at the token's own states only. Those of earlier tokens differ between one pass and
+        decoding: there they are gone, or already final. A rule that needs more than two states, say
+        three loops in a row, goes into `run_halting_loop`.
         """
         return relative_change(h_next, h) < halt_threshold  # nan, an exploded state: not settled
 
@@ -414,9 +418,10 @@ class RecurrentDepthTransformer(nn.Module):
         router bias, load     0
 
         What you add: an nn.Linear is a matrix as above (its bias 0); any other module needs a
-        method reset_parameters, which has the last word about the modules inside it. A parameter
-        outside of such modules raises ValueError: a learned h_0, say, can go into StateUpdate. To
-        tie head and embedding, override this method and tie them in it, or `to_empty` unties them.
+        method reset_parameters, which runs last and so decides about the modules inside it
+        (nn.Embedding's own has std 1). A parameter outside of such modules raises ValueError: a
+        learned h_0, say, can go into StateUpdate. To tie head and embedding, override this method
+        and tie them in it, or `to_empty` unties them.
         """
         reset_modules(self)
         self.embed.weight.normal_(std=0.02)
@@ -451,9 +456,9 @@ def make_block(c: SimpleNamespace, moe: bool = False) -> Block:
     """A block with the config's attention, and with experts or a dense SwiGLU.
 
     c: the config's fields, yours included, with the widths filled in by `derive_widths`. For
-    another attention kernel give attend=… to both attentions: it is called like `causal_attention`,
-    with T = S, T = 1 or 1 < T < S, and with fewer key/value heads than query heads (from
-    `absorbed`: one).
+    another attention kernel give attend=… to both attentions. It is called as `causal_attention`
+    is, by `absorbed` with a scale. It must handle T = S (all new), T = 1 and 1 < T < S (new behind
+    a past), and G < H, in `absorbed` G = 1. Values are as wide as keys.
     """
     common = dict(d_model=c.d_model, n_heads=c.n_heads, head_dim=c.head_dim)
     if c.attention_type == "mla":
@@ -487,8 +492,10 @@ def rope_angles(positions: Tensor, width: int, theta: float = 10_000.0) -> Tenso
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate each pair (x_i, x_{i + width/2}) of x (..., T, width) by its angle. rope: from
-    `rope_angles`. (RoFormer pairs neighbours; this pairing is GPT-NeoX's.)"""
+    """Rotate each pair (x_i, x_{i + width/2}) of x (..., T, width) by its angle in `rope`.
+
+    (RoFormer pairs neighbours; this pairing is GPT-NeoX's.)
+    """
     cos, sin = rope
     x1, x2 = x.chunk(2, dim=-1)  # low-precision x meets fp32 cos: the product is fp32
     return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).to(x.dtype)
