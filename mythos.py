@@ -27,7 +27,7 @@ other helpers, looking inside, counting, named sizes, and the checks of argument
 
 To copy a part into a file of yours: its docstring says under "To lift it" what to take along.
 
-Letters in equations and shapes. A *row* is what a token leaves in the cache in each layer it passes.
+Letters in equations and shapes. A *row* is what a token leaves in the cache, in each layer.
     N  sequences in the batch     D  d_model              H  query heads
     T  new tokens in this call    C  head_dim             G  key/value heads (GQA)
     S  all tokens, past and new   Z  kv_lora_rank (MLA)   W  numbers in a row
