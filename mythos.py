@@ -11,9 +11,9 @@ think longer about harder input:
     logits   = head(output_norm(Coda(state_norm(h_L))))         once
 
 The state h is the model's scratch pad; the input e is offered again in every loop. Prelude, Blocks
-and Coda are ordinary pre-norm transformer blocks, and every norm is an RMSNorm. Blocks are
-residual, so R already contains loop_norm(h + e): the direction of h + e, not its size. A and B,
-learned, one number per channel, carry h and e themselves.
+and Coda are ordinary pre-norm transformer blocks, and every norm is an RMSNorm. A block returns its
+input plus what it adds, so R is loop_norm(h + e) plus what the blocks add: it knows the direction
+of h + e, not its size. A and B, learned, one number per channel, carry h and e themselves.
 
     model = RecurrentDepthTransformer(get_model_config("tiny"))
     logits, loss = model(tokens, targets, n_loops=8)     # depth is an argument, not a constant
@@ -95,7 +95,7 @@ class MythosConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_config(self)  # a field that you add gets a line there; a number, one in its tables
+        check_config(self)  # a field of yours gets a line there; a number, one in LEAST
 
 
 def derive_widths(config: MythosConfig) -> SimpleNamespace:
@@ -312,14 +312,14 @@ class RecurrentDepthTransformer(nn.Module):
         on its state stays fixed, and so do its rows in the cache. Of 4 loops, say, a token halts
         after loop 1:
 
-            loop                       0        1        2        3
-            its state after the loop   h_1      h_2      h_2      h_2
-            its slot of the loop       row 0    row 1    row 1    row 1
+            loop                          0        1        2        3
+            its state after the loop      h_1      h_2      h_2      h_2
+            its row in the loop's slot    row 0    row 1    row 1    row 1
 
-        A later token reads, in its loop 3, row 1 of this token, whether both came in one call or
-        the later one is decoded a day later. Since no token looks at later ones, decoding token by
-        token gives the answer of one pass (up to rounding, which may tip a token over the
-        threshold).
+        (Loop t makes row t from h_t.) A later token reads, in its loop 3, row 1 of this token,
+        whether both came in one call or the later one is decoded a day later. Since no token looks
+        at later ones, decoding token by token gives the answer of one pass (up to rounding, which
+        may tip a token over the threshold: in tests, choose one between the measured changes).
 
         Halting saves work once *all* tokens of the call, in all N sequences, have halted. Until
         then a halted token is computed like the others, and the result is discarded.
@@ -976,7 +976,7 @@ def diagnostics(model, tokens: Tensor, *, n_loops=None, halt_threshold=None) -> 
         e, states, used, rope = run_every_loop(model, tokens, n_loops, halt_threshold)
         logits = torch.stack([model.run_coda(h, rope) for h in states])
     h, L = torch.stack([model.initial_state(e), *states]), len(states)  # (L + 1, N, T, D)
-    load = torch.stack(loads).long().view(L, len(layers), -1) if layers else used.new_empty(L, 0, 0)
+    load = torch.stack(loads).long().unflatten(0, (L, -1)) if loads else used.new_empty(L, 0, 0)
     return dict(state_norm=h[1:].float().norm(dim=-1), change=relative_change(h[1:], h[:-1]),
                 logits=logits, expert_load=load, loops_used=used)  # fmt: skip
 
