@@ -552,6 +552,17 @@ class GroupedQueryAttention(nn.Module):
         return self.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether module(x) is provably x @ module.weight.T, so that the weight may be used directly.
+
+    Adapters and parametrizations change the module's type, quantisation may change the weight's;
+    pruning and old weight norms work by hooks, and some libraries replace `forward`.
+    """
+    hooks = len(module._forward_pre_hooks) + len(module._forward_hooks)
+    plain = type(module) is nn.Linear and module.bias is None and hooks == 0
+    return plain and type(module.weight) is nn.Parameter and "forward" not in module.__dict__
+
+
 class MultiHeadLatentAttention(nn.Module):
     """Causal self-attention that rebuilds keys and values from one small latent (DeepSeek-V2, arXiv
     2405.04434).
@@ -631,17 +642,6 @@ class MultiHeadLatentAttention(nn.Module):
         out = self.attend(q, rows, rows, scale=(self.head_dim + self.rope_dim) ** -0.5)
         out = out[..., : self.kv_lora_rank]  # drop the last rope_dim columns: rotated keys
         return torch.einsum("nhtz,hcz->nhtc", out, U_v)
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether module(x) is provably x @ module.weight.T, so that the weight may be used directly.
-
-    Adapters and parametrizations change the module's type, quantisation may change the weight's;
-    pruning and old weight norms work by hooks, and some libraries replace `forward`.
-    """
-    hooks = len(module._forward_pre_hooks) + len(module._forward_hooks)
-    plain = type(module) is nn.Linear and module.bias is None and hooks == 0
-    return plain and type(module.weight) is nn.Parameter and "forward" not in module.__dict__
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1134,9 +1134,9 @@ def print_sizes() -> None:
     line = "{:>5} {:>9} {:>9} {:>11}  {:<10} {:<11} {:>8} {:>10} {:>10} {:>7} {:>8}".format
     print(line(*"size total active executed layers experts context MLA-cache GQA-cache tokens "
                "FLOPs".split()))  # fmt: skip
-    for name, row in SIZES.items():
+    for name, kw in SIZES.items():
         with torch.device("meta"):  # shapes without memory
-            mla, gqa = (RecurrentDepthTransformer(**row, attention_type=a) for a in ("mla", "gqa"))
+            mla, gqa = (RecurrentDepthTransformer(**kw, attention_type=a) for a in ("mla", "gqa"))
         c, total, active = mla.config, num_params(mla), num_params(mla, active=True)
         scale, unit = (1e6, "M") if name == "tiny" else (1e9, "B")
         counts = [f"{n / scale:.2f}{unit}" for n in (total, active, executed_params(mla))]
@@ -1176,8 +1176,8 @@ def check(**numbers: object) -> None:
         if name in LEAST and not (got is None and name in OR_NONE):
             # Exactly these types: a bool is no number, and a checkpoint cannot hold NumPy's.
             ok = type(got) is int or (type(got) is float and name in FRACTIONS)
-            kind = "a finite number" if name in FRACTIONS else "an integer"
-            expect(ok and LEAST[name] <= got < 1e38, name, got, f"{kind} >= {LEAST[name]}")
+            words = "a finite number" if name in FRACTIONS else "an integer"
+            expect(ok and LEAST[name] <= got < 1e38, name, got, f"{words} >= {LEAST[name]}")
 
 
 def check_config(c: MythosConfig) -> None:
