@@ -9,10 +9,10 @@ loops the answer is the node T hops further on; the last node of a chain points 
     0→4  3→1  4→3  1→1  2→2 | 0 1 2 3 4        T = 1 loop:   4 1 2 1 3
                                                T = 3 loops:  1 1 2 1 1   (chain 0→4→3→1 has ended)
 
-In training no answer is ever more than 5 hops away. The test asks for the *end* of a chain, up to
+In training no scored answer is more than 5 hops away. The test asks for the *end* of a chain, up to
 10 hops away, and runs up to 32 loops. A model that has learned one hop per loop, and to stand still
-at the end, gets all of it right once it has as many loops as hops; before that it cannot be there
-yet. How many loops a question needs is known exactly: a fair test of halting.
+at the end, gets all of it right once it has as many loops as hops; with fewer it cannot have
+arrived. How many loops a question needs is known exactly: a fair test of halting.
 
 The run leaves a checkpoint, a JSON with every number and a picture in --out.
 
@@ -63,7 +63,7 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
           checkpoint: Path, resume: bool = False) -> dict:  # fmt: skip
     """Train in place; returns the history: the loss and the number of loops of each step, seconds.
 
-    After the first step, every 25 and the last, a new checkpoint takes the place of the old one: an
+    After step 1, every 25th and the last, a new checkpoint takes the place of the old one: an
     interrupt loses at most 25 steps. resume: continue from it, to the same numbers as without the
     interrupt; otherwise a file of that name is replaced. seed: of the data and the noise; that of
     the weights is yours. Raises CheckpointError, a ValueError, if the checkpoint is of another run,
@@ -71,15 +71,16 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
     """
     device, optimizers = model.head.weight.device, make_optimizers(model, task.prelude_lr)
     generator = torch.Generator().manual_seed(seed)  # draws all data
+    # The recipe: what must be the same when a training is resumed.
     recipe = task.settings() | dict(task=type(task).__name__, model=type(model).__name__,
         config=asdict(model.config), steps=int(steps), seed=int(seed))  # fmt: skip
-    # frontier: how far the curriculum has come, see `Task.advance`.
+    # frontier: how far the curriculum has come. For Chains, the largest number of loops so far.
     frontier, history = 1, dict(loss=[], loops=[], seconds=0.0)
     if resume:
         saved = load_checkpoint(checkpoint)
-        for key, was in saved["recipe"].items():
+        for key, was in (dict.fromkeys(recipe) | saved["recipe"]).items():
             if recipe.get(key) != was:
-                raise CheckpointError(f"{checkpoint} is of another run: its {key} was {was}")
+                raise CheckpointError(f"{checkpoint} is of another run: {key} was {was!r}")
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -107,7 +108,7 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        load = model.update_router_bias(speed=0.01)  # the tokens that each expert got
+        load = model.update_router_bias(speed=0.01)  # load: the tokens that each expert got
         history["loss"].append(loss)
         history["loops"].append(n_loops)
         history["seconds"] = time.perf_counter() - started
@@ -142,7 +143,8 @@ class Task:
             def batch(self, generator, frontier):
                 tokens = torch.randint(10, (self.batch_size, 2), generator=generator)
                 answers = tokens.sum(dim=1, keepdim=True) % 10
-                return tokens, torch.cat([torch.full_like(answers, -100), answers], dim=1), 4
+                targets = torch.cat([torch.full_like(answers, -100), answers], dim=1)
+                return tokens, targets, 4  # 4 loops
 
         torch.manual_seed(0)
         task = Add()
@@ -154,19 +156,19 @@ class Task:
 
     The command line, `run(make_parser("What it is.", Add), None, lambda args: Add())`, also
     measures and prints. For that a task needs evaluate(model), which returns a dict of numbers
-    with "checks", what PASS means: (what, got, sign, bound); describe(results), which makes a text
-    of that dict; and, unless `draw` is None, draw(results, path). See `Chains`.
+    with "checks", what PASS means, such as [("right", 0.97, ">=", 0.9)]; describe(results), which
+    makes a text of that dict; and, unless `draw` is None, draw(results, path).
     """
 
     name, about, example = "task", "", ""  # of files; a word at the start; for experiments/ask.py
     steps, batch_size = 400, 32
-    lr_scale, prelude_lr = 1.0, 1.0  # times all learning rates; times the prelude's, besides
+    lr_scale, prelude_lr = 1.0, 1.0  # factors on all learning rates, on the prelude's matrices
     state_noise = 0.0  # see mythos.py, `run_loop`
     grad_loops = None  # the gradient goes through all loops
     draw = None  # else a method that writes a picture
 
     def config(self, attention_type: str) -> MythosConfig:
-        """Those of `Chains`."""
+        """By default the toy, as for `Chains`."""
         return replace(mythos.get_model_config("tiny"), attention_type=attention_type)
 
     def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
@@ -175,7 +177,7 @@ class Task:
         far the curriculum has come: 1 at first, see `advance`."""
 
     def prepare(self, model: RecurrentDepthTransformer) -> None:
-        """Another start than `init_weights`. `run` calls it; before `train`, call it yourself."""
+        """Optional: other first weights. `run` calls it; before `train`, call it yourself."""
 
     def advance(self, frontier: int, n_loops: int, loss: float) -> int:
         """The curriculum: after a step, the frontier of the next one."""
@@ -222,8 +224,8 @@ class Chains(Task):
             torch.nn.init.zeros_(block.ffn.down_proj.weight)
 
     def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
-        """Until the frontier is 12: in half of the steps as many loops, in the rest up to as many.
-        Then half at 5 loops, half with more; 1 to 4 are mastered by then.
+        """Until the frontier is 12, half of the steps use that many loops, the rest 1 to as many.
+        After that, half use 5 and the rest 6 to 12; 1 to 4 are mastered by then.
 
         (A smaller model forgets them: tutorial.ipynb, 4.1.)
         """
@@ -296,6 +298,7 @@ class Chains(Task):
         return {L: by_hops(found[i] == ends) for i, L in enumerate(loops)}, by_hops(found[-1])
 
     def evaluate(self, model: RecurrentDepthTransformer) -> dict:
+        """Accuracy by loops and hops, three halting thresholds, and what PASS means."""
         deep, halting = (20, 24, 28, 32), {}
         accuracy, _ = self.measure(model, [*range(1, 17), *deep])
         for threshold in (0.5, self.halt_threshold, 0.1):
@@ -439,10 +442,10 @@ class CheckpointError(ValueError):
 
 def load_checkpoint(path: Path) -> dict:
     """A plain dict; no pickled code runs. Raises CheckpointError if `path` is not one of ours."""
-    with suppress(Exception):  # whatever a file that is something else makes of these
+    with suppress(Exception):  # any error here means: not our file
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if not damaged and {"recipe", "frontier", "history", "generator"} <= saved.keys():
+        if not damaged and {"recipe", "frontier", "history", "optimizers"} <= saved.keys():
             return saved
     known = "damaged, or not a checkpoint of this program" if path.exists() else "not there"
     raise CheckpointError(f"{path} is {known}")
@@ -476,7 +479,7 @@ def make_parser(what: str, task: type[Task]) -> argparse.ArgumentParser:
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str] | None, make_task) -> int:
-    """Train, evaluate, save, print. Returns 0 for PASS, 1 for FAIL; exits with 2 if stopped."""
+    """Train, evaluate, save, print. Returns 0 for PASS, 1 for FAIL; exits with 2 otherwise."""
     args = parser.parse_args(arguments)
     if args.steps < 1 or not 0 <= args.seed < 2**32:
         parser.error("expected --steps of at least 1, and --seed from 0 to 2^32 − 1")
@@ -493,7 +496,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str] | None, make_task)
         history = train(model.to(args.device), task, steps=args.steps, seed=args.seed,
                         checkpoint=checkpoint, resume=args.resume)  # fmt: skip
     except (CheckpointError, OSError, FloatingPointError, KeyboardInterrupt) as error:
-        parser.exit(2, f"{str(error) or f'Stopped; --resume continues from {checkpoint}'}\n")
+        parser.exit(2, f"{str(error) or 'Stopped; add --resume to continue'}\n")
     print("\nMeasuring, up to a minute …", flush=True)
     measuring = time.perf_counter()
     results = task.evaluate(model.eval()) | vars(args) | {"history": history}
