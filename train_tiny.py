@@ -138,13 +138,13 @@ class Task:
 
         class Add(Task):  # two digits; the answer, at the second one, is their sum modulo 10
             def config(self, attention_type):
-                return MythosConfig(vocab_size=10, d_model=64, attention_type=attention_type)
+                return MythosConfig(vocab_size=10, d_model=32, attention_type=attention_type)
 
             def batch(self, generator, frontier):
                 tokens = torch.randint(10, (self.batch_size, 2), generator=generator)
                 answers = tokens.sum(dim=1, keepdim=True) % 10
                 targets = torch.cat([torch.full_like(answers, -100), answers], dim=1)
-                return tokens, targets, 4  # 4 loops
+                return tokens, targets, 2  # 2 loops
 
         torch.manual_seed(0)
         task = Add()
