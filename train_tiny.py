@@ -149,7 +149,7 @@ class Task:
         torch.manual_seed(0)
         task = Add()
         model = RecurrentDepthTransformer(task.config("mla"))
-        train(model, task, steps=200, seed=0, checkpoint=Path("runs/add.pt"))
+        train(model, task, steps=150, seed=0, checkpoint=Path("runs/add.pt"))
 
     Attributes that are numbers, strings, tuples or None are part of the recipe that a checkpoint
     keeps: training resumes only if they are unchanged.
