@@ -358,7 +358,10 @@ class RecurrentDepthTransformer(nn.Module):
         return self.head(self.output_norm(x[:, -logits_to_keep:]))  # 0: x[:, 0:] is all
 
     def new_cache(self, batch_size: int, length: int, n_loops: int | None = None) -> "Cache":
-        """An empty cache for `length` tokens at exactly `n_loops` loops, on the model's device."""
+        """An empty cache for `length` tokens at exactly `n_loops` loops.
+
+        It is allocated when it gets its first rows: they decide its device and dtype.
+        """
         check(batch_size=batch_size, length=length)
         c, n_loops = self.config, loops_of_call(self.config, n_loops)
         expect(length <= c.max_seq_len, "length", length, f"at most max_seq_len = {c.max_seq_len}")

@@ -8,6 +8,7 @@ from experiments import ask, show, text
 from experiments.circuits import Circuits
 from experiments.test_circuits import compute
 from mythos import RecurrentDepthTransformer
+from test_mythos import edges_of, walk
 from train_tiny import Chains, load_checkpoint, train
 
 torch.set_num_threads(1)
@@ -18,19 +19,6 @@ def tiny_model(task=None):
     torch.manual_seed(0)
     config = (task or Chains()).config("mla")
     return RecurrentDepthTransformer(config, d_model=32, n_heads=2, d_expert=16, num_experts=4)
-
-
-def walk(successor, node, hops):
-    """Plain pointer chasing, one query at a time: the reference for Chains."""
-    for _ in range(hops):
-        node = successor[node]
-    return node
-
-
-def edges_of(tokens, n):
-    edges = [divmod(token - n, n) for token in tokens[:n]]
-    assert len(dict(edges)) == n, "each node has exactly one edge out"
-    return dict(edges)
 
 
 def oracle(model, tokens, loops, halt_threshold=None):
