@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: MIT
 """What looping buys, and what it does not: variants of Mythos, trained alike and compared.
 
-    python -m experiments.compare                    chains: pointer chasing
-    python -m experiments.compare --task circuits
-    python -m experiments.compare --task shells      composing permutations
-    python -m experiments.compare --task text        the bytes of Python's own library
-    python -m experiments.compare --report           no training: RESULTS.md and pictures
+    python -m experiments.compare --list                            tasks and variants
+    python -m experiments.compare --task chains --only loop --seeds 10
+    python -m experiments.compare --task chains --quick             does each variant run?
 
-variants.py says what is trained, report.py writes RESULTS.md. A run with a JSON in
-experiments/results is not repeated; an interrupted one resumes. Every call rewrites RESULTS.md, the
-pictures, and README's table and points.
+Each run becomes a line of JSON in runs/results/TASK.jsonl, and the tables of its task are printed,
+to be held against experiments/RESULTS.md. A run that has a line there is not repeated; one that was
+interrupted goes on from its checkpoint. variants.py says what is trained.
 """
 
 import argparse
-import json
 import math
 import platform
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments import report, variants
-from experiments.report import RESULTS
+from experiments.variants import Ends, Text, ToldHops, WeightedOutput
 from mythos import (
     RecurrentDepthTransformer,
     diagnostics,
@@ -36,79 +31,81 @@ from mythos import (
     num_params,
     spectral_radius,
 )
-from train_tiny import Chains, load_checkpoint, logits_per_loop, mean, train, write_atomically
+from train_tiny import Chains, load_checkpoint, logits_per_loop, mean, train
 
 # ------------------------------------------------------------------------------------------------
 # Measuring a trained variant
 # ------------------------------------------------------------------------------------------------
 
 
-def measure_chains(model: RecurrentDepthTransformer, task: Chains) -> dict:
-    """Accuracy by hops for each loop count; with a loop also how it moves, and how it halts."""
-    if not model.recurrent:
-        return {"accuracy": task.measure(model, [0])[0]}
-    most = variants.MOST_LOOPS
-    loops = list(range(1, most + 1))
-    accuracy, _ = task.measure(model, loops)
-    halted, used = task.measure(model, [most], Chains.halt_threshold)
+def measure(kind: str, model: RecurrentDepthTransformer, task, frontier: int) -> dict:
+    """What a run's line says about its quality. frontier: how far its curriculum came."""
+    n_loops, most = getattr(task, "n_loops", None), variants.MOST_LOOPS
+    if isinstance(task, Text):
+        return measure_text(kind, model, task)
+    if not model.recurrent or n_loops == 1:
+        accuracy = task.measure(model, [n_loops or 0])[0]
+        if isinstance(task, ToldHops):  # of more hops it was never told
+            accuracy[0][frontier + 1 :] = [None] * (task.longest - frontier - 1)
+        return {"accuracy": accuracy}
+    if isinstance(model, WeightedOutput):  # it hardly halts
+        return {"accuracy": task.measure(model, [task.test_loops])[0]}
+    halted, used = task.measure(model, [most], task.halt_threshold)
+    numbers = {"halting": {"accuracy": halted[most], "loops": used}}
+    numbers["accuracy"], _ = task.measure(model, list(range(1, most + 1)))
+    if kind == "chains":
+        numbers["halting"] |= halting_controls(model, task, numbers)
+        numbers["further"] = measure_further(model)
+        if not isinstance(task, Ends):  # those were never taught that a loop is a hop
+            numbers["shapes"] = measure_shapes(model)
+    return numbers | dynamics(model, task.test_set()[0][:8])
 
+
+def halting_controls(model: RecurrentDepthTransformer, task: Chains, numbers: dict) -> dict:
+    """Accuracy over all hops with as many loops, but other tokens that stop, or at other times."""
+    accuracy, used = numbers["accuracy"], numbers["halting"]["loops"]
+    threshold, most, n = task.halt_threshold, variants.MOST_LOOPS, task.n_nodes
     # Random exit: as many queries leave after L loops as with halting, but not those that are done.
     tokens, _, distance = task.test_set()
-    parts = tokens.split(125)
-    exits = [logits_per_loop(model, part, [most], Chains.halt_threshold)[1] for part in parts]
-    exits = torch.cat(exits)[:, task.n_nodes :][distance >= 0]
+    exits = [logits_per_loop(model, part, [most], threshold)[1] for part in tokens.split(125)]
+    exits = torch.cat(exits)[:, n:][distance >= 0]
     share = (exits.bincount(minlength=most + 1) / len(exits)).tolist()
 
     def some_halt(edges: float, queries: float) -> float:
         """Accuracy after 32 loops with a threshold for each position: at 0 nothing halts."""
-        n = task.n_nodes
         thresholds = torch.tensor([edges] * n + [queries] * n)
         return mean(task.measure(model, [most], thresholds)[0][most])
 
-    halting = {
-        "accuracy": halted[most],
-        "loops": used,
-        "random exit": sum(share[L] * mean(accuracy[L]) for L in loops),
+    return {
+        "random exit": sum(share[L] * mean(accuracy[L]) for L in accuracy),
         "fixed at the mean": mean(accuracy[math.ceil(mean(used))]),  # rounding up favours it
-        "only edges halt": some_halt(Chains.halt_threshold, 0.0),
-        "only queries halt": some_halt(0.0, Chains.halt_threshold),
+        "only edges halt": some_halt(threshold, 0.0),
+        "only queries halt": some_halt(0.0, threshold),
         "none halts": mean(accuracy[most]),
     }
-    numbers = {"accuracy": accuracy, "halting": halting, "further": measure_further(model)}
-    numbers |= {"shapes": measure_shapes(model)}
-    return numbers | dynamics(model, tokens[:8])
 
 
 def measure_further(model: RecurrentDepthTransformer) -> dict:
-    """14 hops to the end of a chain; then 8 to 64 hops on a ring, which has no end.
-
-    Training knows no rings: a walk never stands still here, and T hops need exactly T loops.
-    """
-    far, most = variants.Far(), variants.MOST_LOOPS
-    fixed, _ = far.measure(model, [far.longest + 1])
-    halting, _ = far.measure(model, [most], Chains.halt_threshold)
-    tokens, queries, successors = shape_set("ring")
-    numbers = {"14 hops": fixed[far.longest + 1][-1], "14 hops, halting": halting[most][-1]}
-    n = far.n_nodes
-    only_edges = torch.tensor([Chains.halt_threshold] * n + [0.0] * n)
-    for what, threshold in (("ring", None), ("ring, edges halt", only_edges)):
-        logits, _ = logits_per_loop(model, tokens, list(variants.RING_HOPS), threshold)
-        for T in variants.RING_HOPS:
-            right = logits[T][:, n:].argmax(dim=-1) == walk(queries, successors, T)
-            numbers[f"{what}, {T} hops"] = right.float().mean().item()
-    return numbers
+    """14 hops to the end of a chain. Guessing an end is right in 1 of 4."""
+    task, most = Chains(), variants.MOST_LOOPS
+    task.longest, task.decoys = 15, (2, 2, 1)
+    fixed, _ = task.measure(model, [task.longest + 1])
+    halting, _ = task.measure(model, [most], task.halt_threshold)
+    return {"14 hops": fixed[task.longest + 1][-1], "14 hops, halting": halting[most][-1]}
 
 
 def measure_shapes(model: RecurrentDepthTransformer) -> dict:
     """For graphs of shapes that training does not know: the share of all nodes for which, after T
-    loops, the answer is the node T hops further on."""
-    found, loops = {}, list(variants.SHAPE_LOOPS)
+    loops, the answer is the node T hops further on; also where only edges halt."""
+    found, n = {}, Chains.n_nodes
+    only_edges = torch.tensor([Chains.halt_threshold] * n + [0.0] * n)
     for shape in variants.SHAPES:
         tokens, queries, successors = shape_set(shape)
-        logits, _ = logits_per_loop(model, tokens, loops)
-        answers = {T: logits[T][:, Chains.n_nodes :].argmax(dim=-1) for T in loops}
-        right = {T: answers[T] == walk(queries, successors, T) for T in loops}
-        found[shape] = {T: right[T].float().mean().item() for T in loops}
+        for what, threshold in ((shape, None), (f"{shape}, edges halt", only_edges)):
+            logits, _ = logits_per_loop(model, tokens, list(variants.WALKS), threshold)
+            answers = {T: logits[T][:, n:].argmax(dim=-1) for T in variants.WALKS}
+            right = {T: answers[T] == walk(queries, successors, T) for T in variants.WALKS}
+            found[what] = {T: right[T].float().mean().item() for T in variants.WALKS}
     return found
 
 
@@ -159,14 +156,18 @@ def dynamics(model: RecurrentDepthTransformer, tokens: Tensor) -> dict:
 
 
 @torch.no_grad()
-def measure_text(model: RecurrentDepthTransformer, task: variants.ManyBytes) -> dict:
-    """Bits per byte for each loop count; with a loop also whether halting follows surprise."""
+def measure_text(kind: str, model: RecurrentDepthTransformer, task: variants.Bytes) -> dict:
+    """Bits per byte; of text, for each loop count of a loop, and whether halting follows
+    surprise."""
     n_loops = task.n_loops if model.recurrent else 0
-    if n_loops in (0, 1):
+    if kind != "text" or n_loops in (0, 1):
         return {"bits_per_byte": task.measure(model, [n_loops])}
-    most = max(variants.TEXT_LOOPS)
-    bits = task.measure(model, variants.TEXT_LOOPS)
-    windows, halting = task.test_set()[::8], {}
+    windows, most = task.test_set(), max(variants.TEXT_LOOPS)
+    numbers = {"bits_per_byte": task.measure(model, variants.TEXT_LOOPS)}
+    numbers |= dynamics(model, windows[:2, :-1])
+    if n_loops is not None:  # many loops were never trained
+        return numbers
+    windows, halting = windows[::8], {}
     full, _ = logits_per_loop(model, windows[:, :-1], [2, most])
     for L, logits in full.items():
         surprise = F.cross_entropy(logits.mT, windows[:, 1:], reduction="none") / math.log(2)
@@ -180,37 +181,7 @@ def measure_text(model: RecurrentDepthTransformer, task: variants.ManyBytes) -> 
             "loops": pair[0].mean().item(),
             "correlation with surprise": torch.corrcoef(pair)[0, 1].item(),
         }
-    return {"bits_per_byte": bits, "halting": halting} | dynamics(model, windows[:2, :-1])
-
-
-@torch.no_grad()
-def measure_bits(model: RecurrentDepthTransformer, task: variants.TwiceText) -> dict:
-    """Bits per byte at the loops of its training; with a loop also how it moves."""
-    n_loops = task.n_loops if model.recurrent else 0
-    bits = {"bits_per_byte": task.measure(model, [n_loops])}
-    return bits | dynamics(model, task.test_set()[:2, :-1]) if n_loops > 1 else bits
-
-
-def measure_by_difficulty(model: RecurrentDepthTransformer, task: Chains) -> dict:
-    """Accuracy by hops or depth, for each loop count; of a loop also how it halts, and moves."""
-    if not model.recurrent:
-        return {"accuracy": task.measure(model, [0])[0]}
-    most = variants.MOST_LOOPS
-    accuracy, _ = task.measure(model, list(range(1, most + 1)))
-    halted, used = task.measure(model, [most], task.halt_threshold)
-    halting = {"accuracy": halted[most], "loops": used}
-    return {"accuracy": accuracy, "halting": halting} | dynamics(model, task.test_set()[0][:8])
-
-
-MEASURES = {
-    "chains": measure_chains,
-    "circuits": measure_by_difficulty,
-    "shells": measure_by_difficulty,
-    "fresh": measure_by_difficulty,
-    "stack-rates": measure_by_difficulty,
-    "text": measure_text,
-    **dict.fromkeys(("layers", "experts", "few-bytes", "rates"), measure_bits),
-}
+    return numbers | {"halting": halting}
 
 
 def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loops: int) -> float:
@@ -226,72 +197,87 @@ def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loo
     return 3.0 * tokens.numel() * (steps * once + total_loops * loop)
 
 
+# ------------------------------------------------------------------------------------------------
+# Running
+# ------------------------------------------------------------------------------------------------
+
+
 def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int | None = None):
-    """Train and measure one variant with one seed, unless its JSON is there.
+    """Train and measure one variant with one seed, unless it has a line in the results.
 
     steps: None are those of the variant's task.
     """
-    path = results / kind / f"{name}-seed{seed}.json"
-    if path.exists():
+    path, checkpoint = results / f"{kind}.jsonl", runs / kind / f"{name}-seed{seed}.pt"
+    if (kind, name, seed) in map(report.name_of, report.read_runs(path)):
+        print(f"{path} has {name}, seed {seed}")
         return
-    variant, checkpoint = variants.VARIANTS[kind][name], runs / kind / f"{name}-seed{seed}.pt"
+    variant = variants.find(kind, name)
     print(f"\n{kind} {name}, seed {seed}: {variant.what}")
     torch.manual_seed(seed)
-    task = variant.task()
-    steps = steps or task.steps
-    model = variant.model(replace(task.config("mla"), **variant.config))
-    task.prepare(model)
-    numbers = {"task": kind, "variant": name, "seed": seed, "steps": steps}
-    numbers |= {"parameters": num_params(model), "data_crc": getattr(task, "data_crc", None)}
-    numbers |= {"active_parameters": num_params(model, active=True)}
-    resume = checkpoint.exists()
+    model, task = variant.build()
+    steps, resume = steps or task.steps, checkpoint.exists()
     history = train(model, task, steps=steps, seed=seed, checkpoint=checkpoint, resume=resume)
-    numbers |= {"train_seconds": history["seconds"], "device": "cpu", "torch": torch.__version__}
-    machine = platform.processor() or platform.machine()
-    numbers |= {"machine": machine, "threads": torch.get_num_threads()}
-    numbers |= {"train_flops": training_flops(model, task, steps, sum(history["loops"]))}
-    numbers |= {"frontier": load_checkpoint(checkpoint)["frontier"]}  # how far the curriculum came
-    measuring = time.perf_counter()
-    numbers |= MEASURES[kind](model.eval(), task)
-    text = json.dumps(numbers, indent=1)
-    write_atomically(path, lambda path: path.write_text(text, "utf-8"))
-    print(f"measured in {time.perf_counter() - measuring:.0f} s: {path.name}")
-
-
-# ------------------------------------------------------------------------------------------------
-# The command line
-# ------------------------------------------------------------------------------------------------
+    frontier = load_checkpoint(checkpoint)["frontier"]
+    numbers = {
+        "task": kind,
+        "variant": name,
+        "seed": seed,
+        "steps": steps,
+        "parameters": num_params(model),
+        "active_parameters": num_params(model, active=True),
+        "data_crc": getattr(task, "data_crc", None),
+        "train_seconds": history["seconds"],
+        "device": "cpu",
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "train_flops": training_flops(model, task, steps, sum(history["loops"])),
+        "frontier": frontier,
+    }
+    print("Measuring …", flush=True)
+    report.add_run(path, numbers | measure(kind, model.eval(), task, frontier))
 
 
 def main(arguments: list[str] | None = None) -> int:
     known = variants.VARIANTS
-    parser = argparse.ArgumentParser(description="Train and compare variants of Mythos.")
-    parser.add_argument("--task", choices=tuple(known), default="chains")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of RESULTS.md")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="train these (default: all)")
-    parser.add_argument("--quick", action="store_true", help="2 steps each: does everything run?")
-    parser.add_argument("--report", action="store_true", help="train nothing, write RESULTS.md")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="checkpoints")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", choices=tuple(known), default="chains", help="default: chains")
+    about = "train these (default: all of the task)"
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help=about)
+    about = "default: those of RESULTS.md, 10 to 14 for most tasks"
+    parser.add_argument("--seeds", type=int, nargs="+", help=about)
+    parser.add_argument("--list", action="store_true", help="train nothing: tasks and variants")
+    about = "2 steps each, all files under runs/quick/"
+    parser.add_argument("--quick", action="store_true", help=about)
+    about = "keep the results in experiments/results, and rewrite RESULTS.md and the pictures"
+    parser.add_argument("--publish", action="store_true", help=about)
     args = parser.parse_args(arguments)
-    results = args.results.resolve()
+    if args.list:
+        for task, rows in known.items():
+            print(f"\n--task {task}, seeds {variants.seeds_of(task)}")
+            print(*(f"    {name:<26} {row.what}" for name, row in rows.items()), sep="\n")
+        return 0
+    runs = Path("runs/quick" if args.quick else "runs")
+    results = report.RESULTS if args.publish else runs / "results"
     try:
+        expect(not (args.quick and args.publish), "--quick", "--publish, too", "one of them")
         for name in args.only or []:
-            expect(name in known[args.task], "--only", name, f"one of {[*known[args.task]]}")
-        ok = not args.quick or results != RESULTS
-        expect(ok, "--quick", "no --results", "another folder than the one of the real results")
-        ok = results == RESULTS or results.parent != RESULTS.parent
-        elsewhere = "a folder elsewhere: beside it RESULTS.md and the pictures are written"
-        expect(ok, "--results", str(args.results), elsewhere)
-    except ValueError as error:
-        parser.error(str(error))
-    if not args.report:
-        steps = 2 if args.quick else None
+            variants.find(args.task, name)  # raises, if there is no such variant
         for seed in args.seeds or variants.seeds_of(args.task):
             for name in args.only or known[args.task]:
-                run(args.task, name, seed, results, args.runs, steps)
-    for path in report.write(results):
-        print(path)
+                run(args.task, name, seed, results, runs / "compare", 2 if args.quick else None)
+    except ValueError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(2, "Stopped; the same command continues\n")
+    page = (report.HERE / "RESULTS.md").read_text("utf-8")
+    for _, task, text in report.tables(page, report.load(results)):
+        if task.startswith(args.task):
+            print(f"\n{text}")
+    if args.publish:
+        print(*report.write(publish=True), sep="\n")
     return 0
 
 

@@ -2,8 +2,11 @@
 """What is compared: the models of train_tiny.py, circuits.py and text.py, slightly changed, and a
 shell game.
 
-A variant is a config's fields, a task and a model. All get the same seeds and batch size; those
-taught alike get equally many steps, unless the name ends in "long", "short" or "shorter".
+VARIANTS, at the end, has a row for each. To add a variant, add a row:
+
+    "loop-gqa": Variant("the loop with GQA", config=dict(attention_type="gqa")),
+
+With one seed, all that are taught alike get the same batches, until their curricula part.
 """
 
 import itertools
@@ -17,17 +20,33 @@ from torch import Tensor, nn
 
 from experiments.circuits import Circuits
 from experiments.text import Text
-from mythos import MythosConfig, RecurrentDepthTransformer, evaluation_mode, make_block
-from train_tiny import Chains
+from mythos import MythosConfig, RecurrentDepthTransformer, evaluation_mode, expect
+from train_tiny import Chains, Task
 
 # ------------------------------------------------------------------------------------------------
-# Tasks and models
+# Tasks
 # ------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Put before a task: each step has `n_loops` loops. None: as many as the task draws."""
+
+    n_loops = None
+
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
+        drawn = super().draw_loops(generator, frontier)  # always, so that the batches stay the same
+        return drawn if self.n_loops is None else self.n_loops
+
+    def prepare(self, model: RecurrentDepthTransformer) -> None:
+        """A prelude that starts as the identity helps a loop. A model of one loop needs all its
+        blocks, so its prelude starts like any block, and its row says prelude_lr=1.0."""
+        if self.n_loops is None:
+            super().prepare(model)
 
 
 class Ends(Chains):
-    """Taught only the ends of chains, as a stack is. Nobody tells the model how many hops, or where
-    a query is half-way.
+    """Taught only the ends of chains. Nobody tells the model how many hops, or where a query is
+    half-way.
 
     The curriculum counts hops: at first only queries whose end is at most 1 hop away are scored;
     each time those farthest away are mastered, a hop more, up to 5.
@@ -35,10 +54,12 @@ class Ends(Chains):
 
     steps, deep_loops = 1200, 16
     state_noise = 0.0  # 0.3, measured, is too much here: seed 5 got stuck
+    n_loops = None  # as in `Counted`
 
     def prepare(self, model: RecurrentDepthTransformer) -> None:
-        super().prepare(model)
         self.model = model
+        if self.n_loops is None:
+            super().prepare(model)
 
     def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
         """As many loops as hops asked for; or up to 3 more; or 16, so that the state learns to
@@ -47,7 +68,8 @@ class Ends(Chains):
         def draw(low: int, high: int) -> int:
             return int(torch.randint(low, high + 1, (), generator=generator))
 
-        return (frontier, draw(frontier, frontier + 3), self.deep_loops)[draw(0, 2)]
+        drawn = (frontier, draw(frontier, frontier + 3), self.deep_loops)[draw(0, 2)]
+        return drawn if self.n_loops is None else self.n_loops
 
     def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
         """tokens and targets (B, 2n), the ends of the chains, and a number of loops.
@@ -91,40 +113,6 @@ class Ends(Chains):
         return right[hops == frontier].float().mean().item()
 
 
-class Flat(Ends):
-    """For a model without a loop: the same batches, targets, curriculum and steps."""
-
-    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
-        super().draw_loops(generator, frontier)  # keeps the batches equal
-        return 0
-
-
-class SlowFlat(Flat):
-    """With the learning rate that suits 14 layers better (seed 5)."""
-
-    lr_scale = 0.5
-
-
-class OneLoop(Ends):
-    """The same model run once: what a loop has to beat first. Its prelude starts and learns like
-    any block: as the identity, which helps a loop, it would leave two blocks to do the work."""
-
-    prelude_lr = 1.0
-
-    def prepare(self, model: RecurrentDepthTransformer) -> None:
-        self.model = model
-
-    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
-        super().draw_loops(generator, frontier)
-        return 1
-
-
-class NoNoise(Chains):
-    """Answers that are barely right stay so, see `Chains`."""
-
-    state_noise = 0.0
-
-
 class HopEmbedding(nn.Embedding):
     """An embedding that adds to every token a learned vector for T: how far to go.
 
@@ -140,10 +128,7 @@ class HopEmbedding(nn.Embedding):
 
 
 class ToldHops(Chains):
-    """For a model without loops that is told T: taught every hop, as the loop is, in twice the
-    steps."""
-
-    steps = 2 * Chains.steps
+    """For a model without loops that is told T: taught every hop, as the loop is."""
 
     def prepare(self, model: RecurrentDepthTransformer) -> None:
         vocab_size, d_model = model.embed.weight.shape
@@ -169,43 +154,8 @@ class ToldHops(Chains):
         return {0: right}, used
 
 
-class DeepChains(Chains):
-    """Trained on as many hops as the test asks for, in three times the steps: 12 blocks have to
-    learn one by one what one block learns once. Without noise, with which they got stuck (seeds 5
-    and 10)."""
-
-    train_hops, steps, state_noise = 10, 3 * Chains.steps, 0.0
-
-
-class Far(Chains):
-    """A test of 14 hops instead of 10: almost three times as far as any training answer."""
-
-    longest, decoys, guess = 15, (2, 2, 1), 1 / 4
-
-
-class OneLoopCircuits(Circuits):
-    """Circuits for the same model run once, whose prelude is like any block: see `OneLoop`."""
-
-    prelude_lr = 1.0
-
-    def prepare(self, model: RecurrentDepthTransformer) -> None:
-        """Nothing."""
-
-    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
-        super().draw_loops(generator, frontier)  # keeps the batches equal
-        return 1
-
-
-class FlatCircuits(Circuits):
-    """Circuits for a model without loops."""
-
-    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
-        super().draw_loops(generator, frontier)  # keeps the batches equal
-        return 0
-
-
-class SlowFlatCircuits(FlatCircuits):
-    lr_scale = 0.5 * Circuits.lr_scale
+class Gates(Counted, Circuits):
+    """Circuits for a model of one loop, or of none."""
 
 
 class Shells(Chains):
@@ -223,22 +173,25 @@ class Shells(Chains):
     name, cups, n_nodes, steps = "shells", 5, 12, 1200
     decoys = (1,)
 
-    def __init__(self) -> None:
-        pairs = [(0, 0), *itertools.combinations(range(self.cups), 2)]
-        self.swaps = torch.arange(self.cups).repeat(len(pairs), 1)  # (S, k): from place to place
-        for row, (i, j) in zip(self.swaps, pairs, strict=True):
-            row[i], row[j] = j, i
-
     def config(self, attention_type: str) -> MythosConfig:
-        n, S = self.n_nodes, len(self.swaps)
+        n, S = self.n_nodes, len(self.swaps())
         size = n * self.cups + n * n + n * S
         dense = dict(vocab_size=size, num_experts=0, coda_layers=0)
         return replace(super().config(attention_type), **dense)
 
+    def swaps(self) -> Tensor:
+        """(S, k): where each swap brings a ball from each place. The first swaps nothing."""
+        pairs = [(0, 0), *itertools.combinations(range(self.cups), 2)]
+        swaps = torch.arange(self.cups).repeat(len(pairs), 1)
+        for row, (i, j) in zip(swaps, pairs, strict=True):
+            row[i], row[j] = j, i
+        return swaps
+
     def games(self, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
         """tokens (B, 3n); for each query its node and the ball's place after 0 … n hops, (B, n)
         each, as i + n·p."""
-        n, B, S = self.n_nodes, len(lengths), len(self.swaps)
+        swaps = self.swaps()
+        n, B, S = self.n_nodes, len(lengths), len(swaps)
         tokens, node, successors, _ = self.sequences(lengths, generator)
 
         def random(most: int) -> Tensor:
@@ -248,7 +201,7 @@ class Shells(Chains):
         place, listed = random(self.cups), torch.rand(B, n, generator=generator).argsort(dim=1)
         path = [node + n * place]
         for _ in range(n):
-            place = self.swaps[swap.gather(1, node), place]
+            place = swaps[swap.gather(1, node), place]
             node = successors.gather(1, node)
             path.append(node + n * place)
         edges, acts = tokens[:, :n] - n, n * n + S * listed + swap.gather(1, listed)
@@ -282,83 +235,17 @@ class Shells(Chains):
         return tokens, path[-1], hops.masked_fill(alone, -1)
 
 
-class ThreeCups(Shells):
-    """S_3, the smallest group in which order matters."""
-
-    cups = 3
-
-
 class ToldShells(ToldHops, Shells):
-    """For a stack that is told T, in as many steps as the loop."""
-
-    steps = Shells.steps
+    """For a stack that is told T."""
 
 
-class SlowToldShells(ToldShells):
-    """With the learning rate that suits 13 layers better (seed 5)."""
-
-    lr_scale = 0.5
-
-
-class ManyBytes(Text):
+class Bytes(Counted, Text):
     """Scored on more bytes than text.py takes the time for."""
 
     test_bytes = most_of_one = 1_000_000  # whole files
-    n_loops = None  # in each step; None: a random number
 
 
-class TwiceText(ManyBytes):
-    """Always two loops, on the batches that text.py's loop gets with the same seed."""
-
-    n_loops = 2
-
-    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
-        super().draw_loops(generator, frontier)  # keeps the batches equal
-        return self.n_loops
-
-
-class OneLoopText(TwiceText):
-    """The same model run once."""
-
-    n_loops = 1
-
-
-class FlatText(TwiceText):
-    """Text for a model without loops."""
-
-    n_loops = 0
-
-
-class LongFlatText(FlatText):
-    """As many FLOPs as four layers with two looped twice, so 1.5 times the steps."""
-
-    steps = 3 * Text.steps // 2
-
-
-class FastFlatText(FlatText):
-    """With twice the learning rate, which seed 5 preferred."""
-
-    lr_scale = 2 * Text.lr_scale
-
-
-class ThriceText(TwiceText):
-    """Always three loops."""
-
-    n_loops = 3
-
-
-class GrownText(TwiceText):
-    """One loop at first; two once 40% of the steps are done."""
-
-    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
-        most = super().draw_loops(generator, frontier)
-        return 1 if frontier <= 0.4 * self.steps else most
-
-    def advance(self, frontier: int, n_loops: int, loss: float) -> int:
-        return frontier + 1  # it is the number of the step
-
-
-class FewBytes(TwiceText):
+class FewBytes(Bytes):
     """Trained on 250 kB, which are read 16 times: 25 pieces from all over the library."""
 
     pieces, piece = 25, 10_000
@@ -371,62 +258,17 @@ class FewBytes(TwiceText):
         self.data_crc = zlib.crc32(self.test + bytes(self.train_data.tolist()))
 
 
-class OneLoopFewBytes(FewBytes):
-    n_loops = 1
-
-
-class FlatFewBytes(FewBytes):
-    n_loops = 0
-
-
-class ShortFewBytes(FewBytes):
-    """Half of the steps, which read each byte 8 times: for those that overfit."""
-
-    steps = FewBytes.steps // 2
-
-
-class ShortOneLoopFewBytes(OneLoopFewBytes):
-    steps = ShortFewBytes.steps
-
-
-class ShortFlatFewBytes(FlatFewBytes):
-    steps = ShortFewBytes.steps
-
-
-class ShorterFewBytes(FewBytes):
-    steps = FewBytes.steps // 4
-
-
-class ShorterFlatFewBytes(FlatFewBytes):
-    steps = ShorterFewBytes.steps
-
-
-class Untied(RecurrentDepthTransformer):
-    """One block per loop: a stack that gets e at each block, and is read out like the loop.
-
-    It has max_loop_iters of them; beyond, the last one is run again.
-    """
-
-    def __init__(self, config=None, **overrides):
-        super().__init__(config, **overrides)
-        c = self.config
-        blocks = [make_block(self.widths, c.num_experts > 0) for _ in range(c.max_loop_iters)]
-        self.recurrent = nn.ModuleList(blocks)
-        self.init_weights()
-
-    def step(self, h, e, rope, t, cache=None, halted=None):
-        slot = 0 if cache is None else cache.first_slot(t)
-        block = self.recurrent[min(t, len(self.recurrent) - 1)]
-        r = self.run_blocks([block], self.loop_norm(h + e), rope, cache, slot, halted)
-        return self.state_update(h, e, r)
+# ------------------------------------------------------------------------------------------------
+# Models
+# ------------------------------------------------------------------------------------------------
 
 
 class WeightedOutput(RecurrentDepthTransformer):
-    """The coda gets not the last state, but a weighted sum of all: ACT (Graves 2016).
+    """The coda gets not the last state, but a weighted sum of all: ACT (Graves 2016), without its
+    ponder cost.
 
     A head gives the loop with state h the weight p = sigmoid(head(h)), until less than 0.01 of 1 is
     left. That loop, or the last one, gets all that is left. (In OpenMythos the last one does not.)
-    Loops cost the model nothing here.
     """
 
     def __init__(self, config=None, **overrides):
@@ -468,165 +310,129 @@ class WeightedOutput(RecurrentDepthTransformer):
 
 
 class Variant(NamedTuple):
+    """What makes it, and what differs from the task's own model and training."""
+
     what: str
-    config: dict = {}
-    task: type = Chains
-    model: type = RecurrentDepthTransformer
+    task: type[Task] = Chains
+    config: dict = {}  # fields of the config
+    settings: dict = {}  # attributes of the task
+    model: type[RecurrentDepthTransformer] = RecurrentDepthTransformer
+
+    def build(self) -> tuple[RecurrentDepthTransformer, Task]:
+        task = self.task()
+        for name, value in self.settings.items():
+            setattr(task, name, value)
+        model = self.model(replace(task.config("mla"), **self.config))
+        task.prepare(model)
+        return model, task
 
 
-def supervision(name: str) -> str:
-    """What a variant of the chains is taught: the answer after T hops, for all T, with T given (as
-    the number of loops, or as a vector); or the ends of chains alone, with T unknown."""
-    return "ends" if issubclass(VARIANTS["chains"][name].task, Ends) else "every hop"
+def stack(layers: int, **more) -> dict:
+    """A config's fields: a transformer of so many layers, without a loop."""
+    return dict(prelude_layers=0, recurrent_layers=0, coda_layers=layers, **more)
 
 
-# Dense layers without a loop. d_ff is chosen so that 3 of them have as many parameters as the model
-# with the loop, and 14 as many FLOPs as its 12 loops (a test compares).
-SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=3, d_ff=448)
-SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=14, d_ff=222)
-SHELLS_SAME_PARAMS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=2)
-SHELLS_SAME_FLOPS = dict(prelude_layers=0, recurrent_layers=0, coda_layers=13)
+# With this d_ff, 3 dense layers have as many parameters as the model with the loop, and 14 as many
+# FLOPs as its 12 loops (a test compares).
+SAME_PARAMS, SAME_FLOPS = stack(3, d_ff=448), stack(14, d_ff=222)
+NO_NORM = dict(embed_norm=False)
 ALL_IN_LOOP = dict(prelude_layers=0, recurrent_layers=3, coda_layers=0)
 # One of four routed experts and a shared one, which together are as wide as the dense layer.
 EXPERTS = dict(num_experts=4, num_experts_per_token=1, d_expert=64)
 
-
-def flat_text(layers: int) -> dict:
-    return dict(prelude_layers=0, recurrent_layers=0, coda_layers=layers)
-
+NONE, ONCE, TWICE, THRICE = (dict(n_loops=n) for n in range(4))
+PLAIN_ONCE = ONCE | dict(prelude_lr=1.0)  # see `Counted`
+SLOW = NONE | dict(lr_scale=0.5)  # the rate that suits deep stacks better (seed 5)
+FAST = NONE | dict(lr_scale=2 * Text.lr_scale)  # the rate that seed 5 preferred
+LONG = NONE | dict(steps=3 * Text.steps // 2)  # the FLOPs of four layers, two of them looped twice
+HALF, QUARTER = dict(steps=Text.steps // 2), dict(steps=Text.steps // 4)
+TOLD_14, TOLD_13 = "14 layers, told how many hops", "13 layers, told how many hops"
 
 VARIANTS = {
     "chains": {
         "loop": Variant("the loop of train_tiny.py"),
-        "no-noise": Variant("no noise on the state in training", task=NoNoise),
-        "ends": Variant("the loop, taught ends only", task=Ends),
-        "one-loop": Variant("the model once, prelude like any block", task=OneLoop),
-        "flat-slow": Variant("14 layers, half the learning rate", SAME_FLOPS, SlowFlat),
-        "flat-flops": Variant("14 layers", SAME_FLOPS, Flat),
+        "no-noise": Variant("no noise on the state in training", settings=dict(state_noise=0.0)),
+        "ends": Variant("the loop, taught ends only", Ends),
+        "one-loop": Variant("the model once, prelude like any block", Ends, {}, PLAIN_ONCE),
+        "flat-slow": Variant("14 layers, half the learning rate", Ends, SAME_FLOPS, SLOW),
+        "flat-flops": Variant("14 layers", Ends, SAME_FLOPS, NONE),
         "flat-flops-told-long": Variant(
-            "14 layers, told how many hops, twice the steps", SAME_FLOPS, ToldHops
-        ),
-        "untied-deep-long": Variant(
-            "12 untied blocks (read after the last trained), no noise, "
-            f"{DeepChains.steps:,} steps, to {DeepChains.train_hops} hops",
-            task=DeepChains,
-            model=Untied,
+            f"{TOLD_14}, twice the steps", ToldHops, SAME_FLOPS, dict(steps=2 * Chains.steps)
         ),
         "act": Variant("ACT, loops free: a weighted sum of all states", model=WeightedOutput),
-        "free-a": Variant("A unconstrained", dict(spectral_radius_target=None)),
+        "free-a": Variant("A unconstrained", config=dict(spectral_radius_target=None)),
     },
     "circuits": {
-        "loop": Variant("the loop of circuits.py", task=Circuits),
-        "one-loop": Variant("the model once, prelude like any block", task=OneLoopCircuits),
-        "flat-params": Variant("3 layers, same parameters", SAME_PARAMS, FlatCircuits),
-        "flat-flops": Variant("14 layers, same FLOPs as 12 loops", SAME_FLOPS, FlatCircuits),
-        "flat-slow": Variant("14 layers, half the learning rate", SAME_FLOPS, SlowFlatCircuits),
+        "loop": Variant("the loop of circuits.py", Gates),
+        "one-loop": Variant("the model once, prelude like any block", Gates, {}, PLAIN_ONCE),
+        "flat-params": Variant("3 layers, same parameters", Gates, SAME_PARAMS, NONE),
+        "flat-flops": Variant("14 layers, same FLOPs as 12 loops", Gates, SAME_FLOPS, NONE),
+        "flat-slow": Variant("14 layers, half the learning rate", Gates, SAME_FLOPS, SLOW),
     },
     "shells": {
-        "loop": Variant("the loop, without a coda", task=Shells),
-        "once-told": Variant("2 layers, told how many hops", SHELLS_SAME_PARAMS, ToldShells),
-        "flat-told": Variant(
-            "13 layers, same FLOPs as 12 loops, told how many hops", SHELLS_SAME_FLOPS, ToldShells
-        ),
+        "loop": Variant("the loop, without a coda", Shells),
+        "once-told": Variant("2 layers, told how many hops", ToldShells, stack(2)),
+        "flat-told": Variant(f"{TOLD_13}, same FLOPs as 12 loops", ToldShells, stack(13)),
         "flat-told-slow": Variant(
-            "13 layers, told how many hops, half the learning rate",
-            SHELLS_SAME_FLOPS,
-            SlowToldShells,
+            f"{TOLD_13}, half the learning rate", ToldShells, stack(13), SLOW
         ),
-        "coda": Variant("the loop with a coda", dict(coda_layers=1), Shells),
-        "three": Variant("three cups instead of five", task=ThreeCups),
+        "coda": Variant("the loop with a coda", Shells, dict(coda_layers=1)),
+        "three": Variant("three cups instead of five", Shells, {}, dict(cups=3)),
     },
     "text": {
-        "one-loop": Variant("the same model, always one loop", task=OneLoopText),
-        "twice": Variant("always two loops", task=TwiceText),
-        "no-embed-norm": Variant(
-            "two loops, embed_norm = False", dict(embed_norm=False), TwiceText
-        ),
-        "loop": Variant("random loop counts: the loop of text.py", task=ManyBytes),
-        "flat-params": Variant("4 layers, same parameters", flat_text(4), FlatText),
-        "flat-flops": Variant("6 layers, same FLOPs as two loops", flat_text(6), FlatText),
-        "flat-long": Variant("4 layers, 1.5 times the steps", flat_text(4), LongFlatText),
-        "flat-fast": Variant("4 layers, twice the learning rate", flat_text(4), FastFlatText),
-        "thrice": Variant("always three loops", task=ThriceText),
-        "grown": Variant("one loop, then two after 40% of the steps", task=GrownText),
+        "one-loop": Variant("the same model, always one loop", Bytes, {}, ONCE),
+        "twice": Variant("always two loops", Bytes, {}, TWICE),
+        "no-embed-norm": Variant("two loops, embed_norm = False", Bytes, NO_NORM, TWICE),
+        "loop": Variant("random loop counts: the loop of text.py", Bytes),
+        "flat-params": Variant("4 layers, same parameters", Bytes, stack(4), NONE),
+        "flat-flops": Variant("6 layers, same FLOPs as two loops", Bytes, stack(6), NONE),
+        "flat-long": Variant("4 layers, 1.5 times the steps", Bytes, stack(4), LONG),
+        "flat-fast": Variant("4 layers, twice the learning rate", Bytes, stack(4), FAST),
+        "thrice": Variant("always three loops", Bytes, {}, THRICE),
     },
     "layers": {
-        "flat-three": Variant("3 layers, no loop", flat_text(3), FlatText),
-        "one": Variant("3 layers, the middle one twice", dict(recurrent_layers=1), TwiceText),
-        "all": Variant("3 layers, all of them twice", ALL_IN_LOOP, TwiceText),
+        "flat-three": Variant("3 layers, no loop", Bytes, stack(3), NONE),
+        "one": Variant("3 layers, the middle one twice", Bytes, dict(recurrent_layers=1), TWICE),
+        "all": Variant("3 layers, all of them twice", Bytes, ALL_IN_LOOP, TWICE),
     },
     "experts": {
-        "twice": Variant("always two loops", EXPERTS, TwiceText),
-        "one-loop": Variant("the same model, always one loop", EXPERTS, OneLoopText),
+        "twice": Variant("always two loops", Bytes, EXPERTS, TWICE),
+        "one-loop": Variant("the same model, always one loop", Bytes, EXPERTS, ONCE),
     },
-    "few-bytes": {
-        "twice": Variant("always two loops", task=FewBytes),
-        "one-loop": Variant("the same model, always one loop", task=OneLoopFewBytes),
-        "flat-params": Variant("4 layers, same parameters", flat_text(4), FlatFewBytes),
-        "flat-flops": Variant("6 layers, same FLOPs as two loops", flat_text(6), FlatFewBytes),
-        "twice-short": Variant("always two loops, half of the steps", task=ShortFewBytes),
-        "one-loop-short": Variant("one loop, half of the steps", task=ShortOneLoopFewBytes),
-        "flat-params-short": Variant(
-            "4 layers, half of the steps", flat_text(4), ShortFlatFewBytes
-        ),
-        "flat-short": Variant("6 layers, half of the steps", flat_text(6), ShortFlatFewBytes),
-        "twice-shorter": Variant("always two loops, a quarter of the steps", task=ShorterFewBytes),
-        "flat-shorter": Variant(
-            "6 layers, a quarter of the steps", flat_text(6), ShorterFlatFewBytes
-        ),
-    },
-}
-# Of text: a loop, and the arms over which it may save bits.
-SAVED_OVER = {
-    "text": {"twice": [name for name in VARIANTS["text"] if name != "twice"]},
-    "experts": {"twice": ["one-loop"]},
-    "few-bytes": {
-        "twice": ["one-loop", "flat-params", "flat-flops"],
-        "twice-short": ["one-loop-short", "flat-params-short", "flat-short"],
-        "twice-shorter": ["flat-shorter"],
+    "fresh": {"ends": Variant("the loop, taught ends only", Ends)},
+    "few-bytes": {  # -short: half of the steps; -shorter: a quarter
+        "twice": Variant("always two loops", FewBytes, {}, TWICE),
+        "one-loop": Variant("the same model, always one loop", FewBytes, {}, ONCE),
+        "flat-params": Variant("4 layers, same parameters", FewBytes, stack(4), NONE),
+        "flat-flops": Variant("6 layers, same FLOPs as two loops", FewBytes, stack(6), NONE),
+        "twice-short": Variant("always two loops", FewBytes, {}, TWICE | HALF),
+        "one-loop-short": Variant("the same model, always one loop", FewBytes, {}, ONCE | HALF),
+        "flat-params-short": Variant("4 layers", FewBytes, stack(4), NONE | HALF),
+        "flat-short": Variant("6 layers", FewBytes, stack(6), NONE | HALF),
+        "twice-shorter": Variant("always two loops", FewBytes, {}, TWICE | QUARTER),
+        "flat-shorter": Variant("6 layers", FewBytes, stack(6), NONE | QUARTER),
     },
 }
 
 
-def at_rates(kind: str, name: str, *rates: float) -> dict[str, Variant]:
-    """A variant with each of these learning rates, to see which suits it."""
-    arm, prefix = VARIANTS[kind][name], "" if kind in ("chains", "text") else f"{kind}-"
-    return {
-        f"{prefix}{name}-{rate:g}": arm._replace(
-            what=f"{kind}: {arm.what}; rate {rate:g}",
-            task=type(arm.task.__name__, (arm.task,), {"lr_scale": rate}),
-        )
-        for rate in rates
-    }
-
-
-VARIANTS["stack-rates"] = (
-    at_rates("chains", "flat-flops", 0.25, 0.5, 1, 2)
-    | at_rates("chains", "flat-flops-told-long", 0.5, 1, 2)
-    | at_rates("circuits", "flat-flops", 0.25, 0.5, 1)
-    | at_rates("shells", "flat-told", 0.25, 0.5, 1)
-)
-VARIANTS["fresh"] = {"ends": VARIANTS["chains"]["ends"]}
-VARIANTS["rates"] = {}
-for arm in ("twice", "one-loop", "flat-params", "flat-flops"):
-    VARIANTS["rates"] |= at_rates("text", arm, 1.5, 3, 6)
+def find(kind: str, name: str) -> Variant:
+    """Of this name. Any name may end in a learning rate: flat-flops@0.5 is flat-flops with half the
+    rate of train_tiny.py."""
+    name, _, rate = name.partition("@")
+    expect(name in VARIANTS[kind], f"variant of {kind}", name, f"one of {[*VARIANTS[kind]]}")
+    row = VARIANTS[kind][name]
+    return row._replace(settings=row.settings | dict(lr_scale=float(rate))) if rate else row
 
 
 def seeds_of(kind: str) -> list[int]:
-    """Rates are tuned on a seed that no other table has; what was changed after results on the
-    usual seeds is tried on others."""
-    if kind.endswith("rates"):
-        return [5]
+    """What was changed after results on the usual seeds is tried on others. (Rates were tuned on
+    seed 5, which no other row has.)"""
     return [15, 16, 17, 18, 19] if kind == "fresh" else [10, 11, 12, 13, 14]
 
 
-# ------------------------------------------------------------------------------------------------
-# What is measured of those that have a loop
-# ------------------------------------------------------------------------------------------------
-
+# What is measured of those that have a loop.
 MOST_LOOPS = 32
-RING_HOPS = (8, 16, 32, 64)
 SHAPES = ("star", "forest", "two chains", "random function", "two rings", "ring")
-SHAPE_LOOPS = (2, 5, 10, 16, MOST_LOOPS)
+WALKS = (2, 5, 8, 10, 16, 32, 64)  # hops, on those shapes
 NORM_LOOPS = (1, 16, 256)  # where the tables show the norm of the state
 TEXT_LOOPS = [1, 2, 3, 4, 8]
