@@ -125,7 +125,8 @@ def best_fixed(run: dict) -> float:
 
 def reach(run: dict) -> int:
     """The largest hop count up to which accuracy never falls below 90%; −1 if it has none."""
-    return next((k for k, a in enumerate(accuracy(run)) if not a >= 90), LAST + 1) - 1
+    right = accuracy(run)
+    return next((k for k, share in enumerate(right) if not share >= 90), len(right)) - 1
 
 
 def bits(run: dict) -> float:
