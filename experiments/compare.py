@@ -96,16 +96,16 @@ def measure_further(model: RecurrentDepthTransformer) -> dict:
 
 def measure_shapes(model: RecurrentDepthTransformer) -> dict:
     """For graphs of shapes that training does not know: the share of all nodes for which, after T
-    loops, the answer is the node T hops further on; also where only edges halt."""
-    found, n = {}, Chains.n_nodes
+    loops, the answer is the node T hops further on. On a ring also where only edges may halt."""
+    found, n, loops = {}, Chains.n_nodes, list(variants.WALKS)
     only_edges = torch.tensor([Chains.halt_threshold] * n + [0.0] * n)
-    for shape in variants.SHAPES:
+    cases = [(shape, shape, None) for shape in variants.SHAPES]
+    for what, shape, threshold in (*cases, ("ring, edges halt", "ring", only_edges)):
         tokens, queries, successors = shape_set(shape)
-        for what, threshold in ((shape, None), (f"{shape}, edges halt", only_edges)):
-            logits, _ = logits_per_loop(model, tokens, list(variants.WALKS), threshold)
-            answers = {T: logits[T][:, n:].argmax(dim=-1) for T in variants.WALKS}
-            right = {T: answers[T] == walk(queries, successors, T) for T in variants.WALKS}
-            found[what] = {T: right[T].float().mean().item() for T in variants.WALKS}
+        logits, _ = logits_per_loop(model, tokens, loops, threshold)
+        answers = {T: logits[T][:, n:].argmax(dim=-1) for T in loops}
+        right = {T: answers[T] == walk(queries, successors, T) for T in loops}
+        found[what] = {T: right[T].float().mean().item() for T in loops}
     return found
 
 
