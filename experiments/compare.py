@@ -218,22 +218,12 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
     steps, resume = steps or task.steps, checkpoint.exists()
     history = train(model, task, steps=steps, seed=seed, checkpoint=checkpoint, resume=resume)
     frontier = load_checkpoint(checkpoint)["frontier"]
-    numbers = {
-        "task": kind,
-        "variant": name,
-        "seed": seed,
-        "steps": steps,
-        "parameters": num_params(model),
-        "active_parameters": num_params(model, active=True),
-        "data_crc": getattr(task, "data_crc", None),
-        "train_seconds": history["seconds"],
-        "device": "cpu",
-        "machine": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "train_flops": training_flops(model, task, steps, sum(history["loops"])),
-        "frontier": frontier,
-    }
+    numbers = dict(task=kind, variant=name, seed=seed, steps=steps, frontier=frontier,
+                   parameters=num_params(model), active_parameters=num_params(model, active=True),
+                   train_flops=training_flops(model, task, steps, sum(history["loops"])),
+                   train_seconds=history["seconds"], data_crc=getattr(task, "data_crc", None),
+                   machine=platform.processor() or platform.machine(), torch=torch.__version__,
+                   threads=torch.get_num_threads())  # fmt: skip
     print("Measuring …", flush=True)
     report.add_run(path, numbers | measure(kind, model.eval(), task, frontier))
 
@@ -275,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     page = (report.HERE / "RESULTS.md").read_text("utf-8")
     for _, task, text in report.tables(page, report.load(results)):
         if task.startswith(args.task):
-            print(f"\n{text}")
+            print("\n" + text.split("\n", 1)[1])  # without its mark
     if args.publish:
         print(*report.write(publish=True), sep="\n")
     return 0

@@ -8,30 +8,21 @@
 A file of results/ is about one task. Each of its lines is a run, as JSON: what one variant scored
 with one seed. A table in RESULTS.md stands between <!-- table: TASK --> and <!-- end -->. Its head
 and its first column are written by hand, like the sentences around it; this program fills in the
-cells. COLUMNS says what can stand in a head. A dash: such a run does not have this number.
+cells. `cell` knows what can stand in a head. A dash: such a run does not have this number.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
 from statistics import stdev
 
 from experiments.circuits import Circuits
-from experiments.variants import (
-    MOST_LOOPS,
-    NORM_LOOPS,
-    TEXT_LOOPS,
-    VARIANTS,
-    WALKS,
-    Ends,
-    Variant,
-    find,
-)
+from experiments.variants import VARIANTS, Ends, Variant, find
 from mythos import expect
 from train_tiny import Chains, write_atomically
 
@@ -71,13 +62,10 @@ def load(folder: Path) -> dict[str, Runs]:
         for run in read_runs(folder / f"{task}.jsonl"):
             results[task].setdefault(run["variant"], []).append(run)
     # Two tables are about one variant, and have a row for each shape, or threshold.
-    for key, task, view in (
-        ("shapes", "chains", "chains-shapes"),
-        ("halting", "text", "text-halting"),
-    ):
+    for task, part in (("chains", "shapes"), ("text", "halting")):
         for run in results[task].get("loop", []):
-            for row, numbers in run[key].items():
-                results[view].setdefault(row, []).append(numbers)
+            for row, numbers in run[part].items():
+                results[f"{task}-{part}"].setdefault(row, []).append(numbers)
     for run in read_runs(folder / "trainer.jsonl"):
         results["trainer"]["{task}, {attention}, seed {seed}".format(**run)] = [run]
     readme = {row: results[task].get(name, []) for row, (task, name) in README_ROWS.items()}
@@ -104,23 +92,18 @@ def supervision(run: dict) -> str:
     return "ends" if issubclass(variant_of(run).task, Ends) else "every hop"
 
 
-def accuracy(run: dict, loops: int | None = None) -> list[float]:
+def accuracy(run: dict, loops: str | None = None) -> list[float]:
     """In %, by hops or depth; nan where it was not asked. None: after 12 loops, or the only answer
     of a model that has but one."""
     by_loops = run["accuracy"]
-    (only,) = by_loops if len(by_loops) == 1 else [f"{Chains.test_loops}"]
-    shares = by_loops[only if loops is None else f"{loops}"]
+    (usual,) = by_loops if len(by_loops) == 1 else [f"{Chains.test_loops}"]
+    shares = by_loops[loops or usual]
     return [float("nan") if share is None else 100 * share for share in shares]
 
 
 def halting(run: dict) -> dict:
     """Accuracy and loops, by hops or depth; the trainer's own runs have several thresholds."""
     return run["halting"].get(f"{Chains.halt_threshold}", run["halting"])
-
-
-def best_fixed(run: dict) -> float:
-    """Accuracy over all hops without halting, after the best number of loops for all."""
-    return max(mean(accuracy(run, int(L))) for L in run["accuracy"])
 
 
 def reach(run: dict) -> int:
@@ -136,11 +119,8 @@ def bits(run: dict) -> float:
 
 
 # ------------------------------------------------------------------------------------------------
-# Columns
+# Cells
 # ------------------------------------------------------------------------------------------------
-
-# What a cell says: of a row's runs, and of all runs.
-Column = Callable[[list[dict], dict[str, Runs]], str]
 
 # Student's t: with n values, the 95% interval of their mean is ± T95[n] · deviation / √n.
 T95 = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764, 6: 2.5706, 7: 2.4469, 8: 2.3646, 9: 2.3060}
@@ -155,30 +135,14 @@ def spread(values: list[float], form: str = ".1f") -> str:
     return f"{mean(values):{form}}" + (f" ± {half:{form.lstrip('+')}}" if half else "")
 
 
-def over(measure: Callable[[dict], float], form: str = ".1f") -> Column:
-    def column(runs: list[dict], results: dict[str, Runs]) -> str:
-        try:
-            return spread([measure(run) for run in runs], form)
-        except KeyError:
-            return "–"
-
-    return column
+def parameters(runs: list[dict]) -> str:
+    """All, and in brackets how many of them a token uses, where experts make a difference."""
+    every, active = runs[0]["parameters"], runs[0]["active_parameters"]
+    return f"{every:,}" + (f" ({active:,})" if active < every else "")
 
 
-def lead(of: Callable[[dict], tuple[str, str]], measure: Callable, form: str = "+.1f") -> Column:
-    """What a loop scores more than these runs: differences within each seed. of: whose lead, its
-    task and name."""
-
-    def column(runs: list[dict], results: dict[str, Runs]) -> str:
-        task, name = of(runs[0])
-        best = {run["seed"]: measure(run) for run in results[task].get(name, [])}
-        others = [run for run in runs if run["variant"] != name and run["seed"] in best]
-        return spread([best[run["seed"]] - measure(run) for run in others], form)
-
-    return column
-
-
-def loop_taught_alike(run: dict) -> tuple[str, str]:
+def taught_alike(run: dict) -> tuple[str, str]:
+    """Task and name of the loop that is taught like this run."""
     chains = run["task"] == "chains"
     return run["task"], "ends" if chains and supervision(run) == "ends" else "loop"
 
@@ -189,111 +153,105 @@ def twice_as_long(run: dict) -> tuple[str, str]:
     return run["task"], f"twice{length}"
 
 
-def parameters(runs: list[dict], results: dict[str, Runs]) -> str:
-    """All, and in brackets how many of them a token uses, where experts make a difference."""
-    every, active = runs[0]["parameters"], runs[0]["active_parameters"]
-    return f"{every:,}" + (f" ({active:,})" if active < every else "")
-
-
-def seconds(run: dict) -> float:
-    """nan: a finished training was only measured again."""
-    return run["seconds"] if run["train_seconds"] > 1 else float("nan")
-
-
-COLUMNS: dict[str, Column] = {
-    "what differs": lambda runs, _: variant_of(runs[0]).what,
-    "supervision": lambda runs, _: supervision(runs[0]),
-    "seeds": lambda runs, _: f"{len(runs)}",
+WORDS = {  # column -> what it says of a row's runs
+    "what differs": lambda runs: variant_of(runs[0]).what,
+    "supervision": lambda runs: supervision(runs[0]),
+    "seeds": lambda runs: f"{len(runs)}",
     "parameters (active)": parameters,
-    "parameters": lambda runs, _: f"{runs[0]['parameters']:,}",
-    "training TFLOPs": over(lambda run: run["train_flops"] / 1e12),
-    "curriculum's end": over(lambda run: run["frontier"]),
-    # Accuracy by hops (circuits: by depth), in %.
-    "worst of 0–5 hops": over(lambda run: min(accuracy(run)[: NEAR + 1])),
-    "reach": over(reach),
-    "10 hops, worst seed": lambda runs, _: spread([min(accuracy(run)[LAST] for run in runs)]),
-    "the loop's lead at 10 hops": lead(loop_taught_alike, lambda run: accuracy(run)[LAST]),
-    "10 hops, halting": over(lambda run: 100 * halting(run)["accuracy"][LAST]),
-    "0–10 hops, 12 loops": over(lambda run: mean(accuracy(run))),
-    "0–10 hops, best fixed loop count": over(best_fixed),
-    "0–10 hops, halting": over(lambda run: 100 * mean(halting(run)["accuracy"])),
-    "loops spent on 0–10 hops": over(lambda run: mean(halting(run)["loops"])),
-    "more loops for 10 hops than for 0": over(
-        lambda run: halting(run)["loops"][LAST] - halting(run)["loops"][0]
-    ),
-    # How the state moves.
-    "rho(A)": over(lambda run: run["rho"], ".2f"),
-    "gain, first loop": over(lambda run: run["gain"]["0"], ".2f"),
-    "gain, after 32 loops": over(lambda run: run["gain"]["32"], ".2f"),
-    # Text.
-    "bits per byte": over(bits, ".3f"),
-    "1 loop, or none": over(lambda run: [*run["bits_per_byte"].values()][0], ".3f"),
-    "bits that the loop saves": lead(twice_as_long, lambda run: -bits(run), "+.3f"),
-    "bits saved over `flat-three`": lead(lambda run: ("layers", "flat-three"), bits, "+.3f"),
-    "bits saved over `flat-flops`": lead(lambda run: ("text", "flat-flops"), bits, "+.3f"),
-    "bits, halting": over(lambda stop: stop["bits_per_byte"], ".3f"),
-    "mean loops": over(lambda stop: stop["loops"]),
-    "correlation with surprise": over(lambda stop: stop["correlation with surprise"], ".2f"),
-    # The trainer's own runs.
-    "most lost by more loops": over(lambda run: 100 * run["checks"][2][1]),
-    "most apart from 2 loops on": over(lambda run: run["checks"][1][1], ".3f"),
-    "verdict": lambda runs, _: "PASS" if runs[0]["passed"] else "FAIL",
-    "seconds": over(seconds, ".0f"),
+    "parameters": lambda runs: f"{runs[0]['parameters']:,}",
+    "10 hops, worst seed": lambda runs: spread([min(accuracy(run)[LAST] for run in runs)]),
+    "verdict": lambda runs: "PASS" if runs[0]["passed"] else "FAIL",
 }
-for k in range(Chains.longest):
-    COLUMNS[f"{k} hops"] = over(lambda run, k=k: accuracy(run)[k])
-COLUMNS |= {"at 5 hops (taught)": COLUMNS["5 hops"], "at 10 hops (never)": COLUMNS["10 hops"]}
-for L in (Chains.test_loops, MOST_LOOPS):
-    COLUMNS[f"10 hops, {L} loops"] = over(lambda run, L=L: accuracy(run, L)[LAST])
-for what in (
-    "fixed at the mean",
-    "random exit",
-    "only edges halt",
-    "only queries halt",
-    "none halts",
-):
-    COLUMNS[f"{what}, 0–10 hops"] = over(lambda run, what=what: 100 * run["halting"][what])
-for what in ("14 hops", "14 hops, halting"):
-    COLUMNS[what] = over(lambda run, what=what: 100 * run["further"][what])
-for T in WALKS:
-    COLUMNS[f"after {T} loops"] = over(lambda shares, T=T: 100 * shares[f"{T}"])
-    for what in ("ring", "ring, edges halt"):
-        COLUMNS[f"{what}, {T} hops"] = over(
-            lambda run, what=what, T=T: 100 * run["shapes"][what][f"{T}"]
-        )
-for L in NORM_LOOPS:
-    COLUMNS[f"state norm, loop {L}"] = over(lambda run, L=L: run["state_norm"][f"{L}"])
-for L in (*TEXT_LOOPS, 16):
-    COLUMNS[f"bits, loops: {L}"] = over(lambda run, L=L: run["bits_per_byte"][f"{L}"], ".3f")
+LEADS = {  # column -> whose lead over a row's runs, and by what measure
+    "the loop's lead at 10 hops": (taught_alike, lambda run: accuracy(run)[LAST], "+.1f"),
+    "bits that the loop saves": (twice_as_long, lambda run: -bits(run), "+.3f"),
+    "bits saved over `flat-three`": (lambda run: ("layers", "flat-three"), bits, "+.3f"),
+    "bits saved over `flat-flops`": (lambda run: ("text", "flat-flops"), bits, "+.3f"),
+}
+MEASURES = {  # column, as a pattern -> what it says of one run; circuits: depth instead of hops
+    r"training TFLOPs": lambda run: run["train_flops"] / 1e12,
+    r"curriculum's end": lambda run: run["frontier"],
+    r"(?:at )?(\d|10) hops(?: \(.*\))?": lambda run, k: accuracy(run)[int(k)],
+    r"10 hops, (\d+) loops": lambda run, L: accuracy(run, L)[LAST],
+    r"10 hops, halting": lambda run: 100 * halting(run)["accuracy"][LAST],
+    r"worst of 0–5 hops": lambda run: min(accuracy(run)[: NEAR + 1]),
+    r"reach": reach,
+    r"0–10 hops, 12 loops": lambda run: mean(accuracy(run)),
+    r"0–10 hops, halting": lambda run: 100 * mean(halting(run)["accuracy"]),
+    r"0–10 hops, best fixed loop count": lambda run: max(
+        mean(accuracy(run, L)) for L in run["accuracy"]
+    ),
+    r"loops spent on 0–10 hops": lambda run: mean(halting(run)["loops"]),
+    r"more loops for 10 hops than for 0": lambda run: (
+        halting(run)["loops"][LAST] - halting(run)["loops"][0]
+    ),
+    r"(\D+), 0–10 hops": lambda run, control: 100 * run["halting"][control],
+    r"(14 hops(?:, halting)?)": lambda run, what: 100 * run["further"][what],
+    r"(ring(?:, edges halt)?), (\d+) hops": lambda run, what, T: 100 * run["shapes"][what][T],
+    r"after (\d+) loops": lambda shares, T: 100 * shares[T],
+    r"state norm, loop (\d+)": lambda run, L: run["state_norm"][L],
+    r"mean loops": lambda stop: stop["loops"],
+    r"most lost by more loops": lambda run: 100 * run["checks"][2][1],
+}
+TWO_DIGITS = {
+    r"rho\(A\)": lambda run: run["rho"],
+    r"gain, first loop": lambda run: run["gain"]["0"],
+    r"gain, after 32 loops": lambda run: run["gain"]["32"],
+    r"correlation with surprise": lambda stop: stop["correlation with surprise"],
+}
+THREE_DIGITS = {
+    r"bits per byte": bits,
+    r"1 loop, or none": lambda run: [*run["bits_per_byte"].values()][0],
+    r"bits, loops: (\d+)": lambda run, L: run["bits_per_byte"][L],
+    r"bits, halting": lambda stop: stop["bits_per_byte"],
+    r"most apart from 2 loops on": lambda run: run["checks"][1][1],
+}
+NO_DIGIT = {  # nan: a finished training was only measured again
+    r"seconds": lambda run: run["seconds"] if run["train_seconds"] > 1 else float("nan")
+}
+
+
+def cell(column: str, runs: list[dict], results: dict[str, Runs]) -> str:
+    if column in WORDS:
+        return WORDS[column](runs)
+    if column in LEADS:  # differences within each seed
+        whose, measure, form = LEADS[column]
+        task, name = whose(runs[0])
+        best = {run["seed"]: measure(run) for run in results[task].get(name, [])}
+        others = [run for run in runs if run["variant"] != name and run["seed"] in best]
+        return spread([best[run["seed"]] - measure(run) for run in others], form)
+    for digits, measures in enumerate((NO_DIGIT, MEASURES, TWO_DIGITS, THREE_DIGITS)):
+        for pattern, measure in measures.items():
+            if match := re.fullmatch(pattern, column):
+                with suppress(KeyError):
+                    return spread([measure(run, *match.groups()) for run in runs], f".{digits}f")
+                return "–"
+    known = [*WORDS, *LEADS, *NO_DIGIT, *MEASURES, *TWO_DIGITS, *THREE_DIGITS]
+    raise ValueError(f"column: got {column!r}, expected one of {known}")
+
 
 # ------------------------------------------------------------------------------------------------
 # Tables
 # ------------------------------------------------------------------------------------------------
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    return "".join("| " + " | ".join(line) + " |\n" for line in [head, ["---"] * len(head), *rows])
-
-
-def table(head: list[str], rows: list[str], task: str, results: dict[str, Runs]) -> str:
-    """Filled in. head: its first name is that of the rows. Rows without a run are left out."""
-    names = [re.sub(r"depth ([\d–]+)", r"\1 hops", name) for name in head[1:]]  # of circuits
-    for name in names:
-        expect(name in COLUMNS, "column", name, f"one of {[*COLUMNS]}")
-    found = {row: results[task][row] for row in rows if row in results[task]}
-    cells = [
-        [row, *(COLUMNS[name](runs, results) for name in names)] for row, runs in found.items()
-    ]
-    return markdown(head, cells)
-
-
 def tables(page: str, results: dict[str, Runs]) -> list[tuple[str, str, str]]:
-    """Of each table of a page: as it stands there, its task, and as it has to be."""
+    """Of each table of a page: as it stands there, its task, and as it has to be. A row without a
+    run is left out."""
     found = []
-    for mark in re.finditer(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end -->", page, re.DOTALL):
-        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in mark[2].splitlines()]
-        head, _, *rows = lines
-        found.append((mark[2], mark[1], table(head, [row[0] for row in rows], mark[1], results)))
+    for old, task in re.findall(r"(?s)(<!-- table: ([\w-]+) -->\n.*?)<!-- end -->", page):
+        head, rule, *rows = (
+            [c.strip() for c in row.split("|")[1:-1]] for row in old.splitlines()[1:]
+        )
+        columns = [re.sub(r"depth ([\d–]+)", r"\1 hops", name) for name in head[1:]]
+        lines = [
+            f"<!-- table: {task} -->",
+            *("| " + " | ".join(row) + " |" for row in (head, rule)),
+        ]
+        for name in (row[0] for row in rows if row[0] in results[task]):
+            cells = [cell(column, results[task][name], results) for column in columns]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        found.append((old, task, "\n".join(lines) + "\n"))
     return found
 
 
@@ -360,7 +318,7 @@ def draw_circuits(results: dict[str, Runs], path: Path) -> None:
     axes, depths, found = picture.subplots(), range(LAST + 1), results["circuits"]
     for L in (1, 2, 4, 6, 8, 12):
         label, colour = f"the loop, {L} loop{'s' * (L > 1)}", colormaps["viridis"](L / 14)
-        points = [accuracy(run, L) for run in found["loop"]]
+        points = [accuracy(run, f"{L}") for run in found["loop"]]
         draw_band(axes, depths, points, "o-", label, color=colour)
     for name, style in (("one-loop", "C3x:"), ("flat-params", "C3s--"), ("flat-slow", "C3D-.")):
         points, label = [*map(accuracy, found[name])], variant_of(found[name][0]).what

@@ -429,7 +429,7 @@ def test_pages_are_what_the_program_writes(tmp_path, monkeypatch):
         assert path.suffix == ".md" or path.read_bytes().startswith(b"\x89PNG")
     page = "<!-- table: chains -->\n| variant | hops |\n| --- | --- |\n| loop | |\n<!-- end -->"
     with pytest.raises(ValueError, match="^column: got 'hops', expected one of"):
-        report.tables(page, {"chains": {"loop": []}})
+        report.tables(page, {"chains": {"loop": [{}]}})
     with pytest.raises(ValueError, match="^text: got 'no <!-- a -->"):
         report.fill("text", {"a": ""})
     assert (
@@ -459,7 +459,7 @@ def test_cells_by_hand():
     for accuracy, reach in (([1.0, 0.95, 0.91, 0.2, 1.0], 2), ([0.5, 1.0], -1), ([1.0, 0.9], 1)):
         assert report.reach({"accuracy": {"0": accuracy}}) == reach
     asked = {"accuracy": {"0": [1.0] * 6 + [None] * 5}}, {"accuracy": {"0": [1.0] * 11}}
-    cells = [report.COLUMNS[name](asked, {}) for name in ("5 hops", "6 hops", "10 hops, 32 loops")]
+    cells = [report.cell(name, asked, {}) for name in ("5 hops", "6 hops", "10 hops, 32 loops")]
     assert cells == ["100.0", "–", "–"]
 
     def run(variant, seed, **numbers):
@@ -467,6 +467,6 @@ def test_cells_by_hand():
 
     twice = [run("twice", seed, bits_per_byte={"2": seed / 10, "8": 9.0}) for seed in (1, 2, 3)]
     others = [run("flat-flops", seed, bits_per_byte={"0": seed / 10 + 0.25}) for seed in (2, 3)]
-    saved = report.COLUMNS["bits that the loop saves"]
+    saved = partial(report.cell, "bits that the loop saves")
     results = {"text": {"twice": twice, "flat-flops": others}}
     assert (saved(others, results), saved(twice, results)) == ("+0.250 ± 0.000", "–")
