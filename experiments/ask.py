@@ -1,148 +1,107 @@
 # SPDX-License-Identifier: MIT
-"""Play with what was trained.
+"""Ask a trained model. Chains: edges, one out of each node; the end of a chain points to itself.
+A circuit: variables, a letter each, that are 0, 1, or the xor or nand of two that stand before it.
 
-    python -m experiments.ask "0-4 3-1 4-3 1-1 2-2"      the ends of these chains, loop by loop
-    python -m experiments.ask "a=1 b=0 c=a^b" --checkpoint runs/circuits-mla-seed0.pt    a circuit
-    python -m experiments.ask "def " --checkpoint runs/text-mla-seed0.pt      a text, continued
-
-Nodes are numbers from 0 to 19. Each node has one edge out; the end of a chain points to itself.
-A circuit has up to 16 variables, one letter each: an input (0 or 1), or the XOR (x^y) or NAND
-(x!&y) of two that stand before it.
+    python -m experiments.ask "0-4 3-1 4-3 1-1 2-2"
+    python -m experiments.ask "a=1 b=0 c=nand(a,b)" --checkpoint runs/circuits-mla-seed0.pt
+    python -m experiments.ask "def " --checkpoint runs/text-mla-seed0.pt
 """
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import torch
 
-from experiments.circuits import Circuits
 from experiments.text import readable
-from mythos import RecurrentDepthTransformer, expect
-from train_tiny import Chains, load_checkpoint, load_model, logits_per_loop
+from mythos import expect
+from train_tiny import load_checkpoint, load_model, logits_per_loop
 
 
-def read_edges(text: str, n: int) -> dict[int, int]:
-    """ "0-4 4→4" -> {0: 4, 4: 4}, one edge out of each node that is named."""
-    parts = re.findall(r"\S+", text)
-    pairs = [re.fullmatch(r"(\d+)(?:-|->|→)(\d+)", part) for part in parts]
-    expect(parts and all(pairs), "edges", text, 'such as "0-4 3-1 4-3 1-1 2-2"')
-    edges: dict[int, int] = {}
-    for start, end in ([int(node) for node in pair.groups()] for pair in pairs):
-        expect(max(start, end) < n, "edges", f"{start}-{end}", f"nodes from 0 to {n - 1}")
-        expect(start not in edges, "edges", f"two out of {start}", "one out of each node")
-        edges[start] = end
-    for node in sorted({*edges.values()} - {*edges}):
-        expect(False, "edges", f"none out of {node}", f"one; if a chain ends there, {node}-{node}")
-    return edges
+def read_chains(text: str, n: int) -> tuple[list, list, list, int]:
+    """Tokens, the nodes that are named, the ends of their chains, the hops to the farthest."""
+    parts = [re.fullmatch(r"(\d+)(?:->?|→)(\d+)", p) for p in text.replace(",", " ").split()]
+    edges = {int(part[1]): int(part[2]) for part in parts if part}
+    ok = 0 < len(edges) == len(parts) and max(edges) < n and {*edges.values()} <= {*edges}
+    expect(ok, "chains", text, f"one edge out of each node from 0 to {n - 1}, such as 0-4 4-4")
+    ends, hops = [*edges], 0
+    while hops < len(edges) and any(edges[end] != end for end in ends):
+        ends, hops = [edges[end] for end in ends], hops + 1
+    truth = [end if edges[end] == end else "ring" for end in ends]
+    others = {node: node for node in range(n) if node not in edges}  # alone, as in training
+    tokens = [n + n * i + j for i, j in (edges | others).items()]
+    return [*tokens, *edges, *others], [*edges], truth, hops
 
 
-def read_circuit(text: str, n: int) -> dict[str, tuple]:
-    """ "a=1 b=0 c=a^b" -> {"a": (1,), "b": (0,), "c": ("^", "a", "b")}: a value or a gate."""
-    form = r"([^\W\d])=(?:([01])|([^\W\d])(\^|!&)([^\W\d]))"
-    parts = [re.fullmatch(form, part) for part in re.findall(r"\S+", text)]
-    expect(0 < len(parts) <= n, "circuit", text, f"1 to {n} variables")
-    expect(all(parts), "circuit", text, 'such as "a=1 b=0 c=a^b d=c!&a"')
-    circuit: dict[str, tuple] = {}
-    for name, bit, x, op, y in (part.groups() for part in parts):
-        expect(name not in circuit, "circuit", f"{name} twice", "each variable once")
-        known = bit or {x, y} <= {*circuit}
-        expect(known, "circuit", f"{name}={x}{op}{y}", "operands that are defined before")
-        expect(bit or x != y, "circuit", f"{name}={x}{op}{y}", "two different operands")
-        circuit[name] = (int(bit),) if bit else (op, x, y)
-    return circuit
-
-
-def table(model: RecurrentDepthTransformer, tokens: list[int], places: list[int], loops: int,
-          halt: float, head: str, names: list, truth: list) -> str:  # fmt: skip
-    """The answers at some places of a sequence after 1, 2, … loops, and with halting."""
-
-    def row(name: str, values) -> str:
-        return f"{name:>23}" + "".join(f"{value:>4}" for value in values)
-
-    def answers(logits: torch.Tensor) -> list[int]:
-        return logits[0].argmax(dim=-1)[places].tolist()
-
-    logits, _ = logits_per_loop(model, torch.tensor([tokens]), list(range(1, loops + 1)))
-    lines = [row(head, names)]
-    lines += [row(f"after {L} loop{'s' * (L > 1)}", answers(logits[L])) for L in logits]
-    logits, used = logits_per_loop(model, torch.tensor([tokens]), [32], halt)
-    lines.append(row(f"halting below {halt:g}", answers(logits[32])))
-    lines.append(row("loops used", used[0][places].tolist()))
-    return "\n".join([*lines, row("the truth", truth)])
-
-
-def ask_chains(model: RecurrentDepthTransformer, text: str, loops: int, halt: float) -> str:
-    """Where each chain ends."""
-    n, asked = Chains.n_nodes, read_edges(text, Chains.n_nodes)
-    edges = {node: node for node in range(n)} | asked  # the others stand alone, as in training
-    tokens, truth = [n + n * start + end for start, end in edges.items()], []
-    for node in sorted(asked):
-        for _ in range(n):
-            node = asked[node]
-        truth.append(node if asked[node] == node else "–")  # a ring has no end
-    places, head = [n + node for node in sorted(asked)], "the end of the chain of"
-    told = table(model, tokens + [*range(n)], places, loops, halt, head, sorted(asked), truth)
-    return told + "\n(a ring has no end)" * ("–" in truth)
-
-
-def ask_circuit(model: RecurrentDepthTransformer, text: str, loops: int, halt: float) -> str:
-    """The value of each variable."""
-    n, circuit = Circuits.n_nodes, read_circuit(text, Circuits.n_nodes)
-    others = n - len(circuit)  # inputs that are 0, before the rest: all sequences have one length
-    number = {name: others + i for i, name in enumerate(circuit)}
-    tokens, value = [n + 2 * i for i in range(others) for _ in range(2)], {}
-    for name, (op, *operands) in circuit.items():
-        if operands:
-            gate = 3 * n + (("^", "!&").index(op) * n + number[name]) * n
-            tokens += [gate + number[x] for x in operands]
-            x, y = (value[x] for x in operands)
-            value[name] = x ^ y if op == "^" else 1 - (x & y)
+def read_circuit(text: str, n: int) -> tuple[list, list, list, int]:
+    """Tokens, the variables, their values, the loops that the deepest of them takes."""
+    form = r"([^\W\d])=(?:([01])|(xor|nand)\(([^\W\d]), ?([^\W\d])\))"
+    parts = [re.fullmatch(form, part) for part in re.split(r"[\s,]+(?=\w=)", text.strip())]
+    ok = 0 < len(parts) <= n and all(parts)
+    expect(ok, "circuit", text, f"1 to {n} variables, such as a=1 b=0 c=xor(a,b) d=nand(a,c)")
+    # The first places are for inputs that are 0 and not asked for: all sequences have one length.
+    tokens = [n + 2 * i for i in range(len(parts), n) for _ in range(2)]
+    names, value, loops = [part[1] for part in parts], {}, {}
+    for i, (name, bit, op, x, y) in enumerate(part.groups() for part in parts):
+        ok = name not in value and (bit or (x != y and {x, y} <= {*value}))
+        expect(ok, "circuit", parts[i][0], "a new variable; of a gate, two different older ones")
+        if bit:
+            value[name], loops[name] = int(bit), 1
+            tokens += [n + 2 * i + int(bit)] * 2
         else:
-            tokens += [n + 2 * number[name] + op] * 2
-            value[name] = op
-    places, names = [2 * n + i for i in number.values()], [*circuit]
-    tokens += range(n)
-    return table(model, tokens, places, loops, halt, "variable", names, [*value.values()])
+            value[name] = value[x] ^ value[y] if op == "xor" else 1 - value[x] * value[y]
+            loops[name] = 1 + max(loops[x], loops[y])
+            gate = 3 * n + ((op == "nand") * n + i) * n
+            tokens += [gate + names.index(x), gate + names.index(y)]
+    return [*tokens, *range(n)], names, [*value.values()], max(loops.values())
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Ask a trained model.")
-    parser.add_argument("question", help='edges, "0-4 4-4", a circuit or a text')
-    default = Path("runs/chains-mla-seed0.pt")
-    parser.add_argument("--checkpoint", type=Path, default=default, help=f"default: {default}")
-    parser.add_argument("--loops", type=int, help="answers after 1 … so many (8); text: loops")
-    parser.add_argument(
-        "--halt", type=float, help="threshold (chains: 0.2; circuits: 0.02; text: none)"
-    )
-    parser.add_argument("--temperature", type=float, default=0.7, help="text: default 0.7")
-    parser.add_argument("--bytes", type=int, default=256, help="text: how many to add (256)")
-    parser.add_argument("--seed", type=int, default=0, help="text: another sample")
-    args = parser.parse_args(arguments)
-    try:
-        saved, model = load_checkpoint(args.checkpoint), load_model(args.checkpoint)
-        done, steps = len(saved["history"]["loss"]), saved["recipe"]["steps"]
-        if done < steps:
-            print(f"(not trained to its end: step {done} of {steps})")
-        asks = {Chains.name: (Chains, ask_chains), Circuits.name: (Circuits, ask_circuit)}
-        name = saved["recipe"]["name"]
-        if name in asks:
-            task, ask = asks[name]
-            halt = task.halt_threshold if args.halt is None else args.halt
-            expect(args.loops is None or args.loops > 0, "--loops", args.loops, "1 or more")
-            print(ask(model, args.question, args.loops or 8, halt))
-            return 0
-        prompt = list(args.question.encode())
-        expect(len(prompt) > 0, "question", "", "the beginning of a text")
+def answer(args: argparse.Namespace) -> str:
+    """A table: the names, the answers after each loop and with halting, the truth. Or a text."""
+    for flag, least in dict(loops=1, halt=0, temperature=0, bytes=1, seed=0).items():
+        got = vars(args)[flag]
+        expect(got is None or least <= got < 1e18, f"--{flag}", got, f"{least} to 1e18")
+    recipe, model = load_checkpoint(args.checkpoint)["recipe"], load_model(args.checkpoint)
+    read = {"chains": read_chains, "circuits": read_circuit}.get(recipe["name"])
+    if not read:
+        prompt, most = list(args.question.encode()), model.config.max_seq_len
+        fits = len(prompt) + args.bytes <= most
+        expect(fits, "--bytes", args.bytes, f"at most {most}, those of the question included")
         how = dict(n_loops=args.loops, halt_threshold=args.halt, temperature=args.temperature)
         rng = torch.Generator().manual_seed(args.seed)
         ids = model.generate(torch.tensor([prompt]), args.bytes, **how, top_p=0.95, generator=rng)
-        print(readable(bytes(ids[0].tolist())))
+        return readable(bytes(ids[0].tolist()))
+    n, halt = recipe["n_nodes"], recipe["halt_threshold"] if args.halt is None else args.halt
+    tokens, names, truth, needed = read(args.question, n)  # what is asked comes last
+    loops, ids = args.loops or needed + 2, torch.tensor([tokens])
+    most = max(loops, 32)
+    logits, _ = logits_per_loop(model, ids, [*range(1, loops + 1)])
+    halted, used = logits_per_loop(model, ids, [most], halt)
+    said = {f"after loop {L}": logits[L] for L in logits} | {f"halting below {halt}": halted[most]}
+    rows = {name: x[0, -n:].argmax(dim=-1).tolist() for name, x in said.items()}
+    rows = {"asked": names} | rows | {"loops used": used[0, -n:].tolist(), "the truth": truth}
+    cells = {name: "".join(f"{x:>5}" for x in row[: len(names)]) for name, row in rows.items()}
+    return "\n".join(f"{name:>20}{row}" for name, row in cells.items())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(epilog=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    path = "runs/chains-mla-seed0.pt"
+    parser.add_argument("question", help="chains, a circuit or the beginning of a text")
+    parser.add_argument("--checkpoint", type=Path, default=path, help=f"default: {path}")
+    parser.add_argument("--loops", type=int, help="as many as needed, and 2 more; text: 2")
+    parser.add_argument("--halt", type=float, help="threshold (0.2; circuits: 0.02; text: none)")
+    parser.add_argument("--temperature", type=float, default=0.7, help="of text (0.7)")
+    parser.add_argument("--bytes", type=int, default=256, help="to add to a text (256)")
+    parser.add_argument("--seed", type=int, default=0, help="another number, another text (0)")
+    args = parser.parse_args(arguments)
+    try:
+        print(answer(args))
     except ValueError as error:
         parser.error(str(error))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

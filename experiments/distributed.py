@@ -1,14 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Mythos on several GPUs, or several processes of one CPU: what loop, experts and halting need.
-
-    python -m experiments.distributed                                 one process
-    torchrun --nproc_per_node 2 -m experiments.distributed            all weights on every rank
-    torchrun --nproc_per_node 2 -m experiments.distributed --ddp      so, too: PyTorch's wrapper
-    torchrun --nproc_per_node 2 -m experiments.distributed --shard    each weight cut into parts
-    torchrun --nproc_per_node 2 -m experiments.distributed --halt     answers; --shard as well
-
-The first four train the toy of train_tiny.py for a few steps and print the same losses, also when
-each step adds up the gradients of several micro-batches (--parts 2).
+"""Trains the toy of train_tiny.py for 4 steps on several ranks: GPUs, or processes of one CPU. Loss
+and gradient are those of one process (python -m experiments.distributed), also with --ddp, --shard
+and --parts. Example: torchrun --nproc_per_node 2 -m experiments.distributed --shard --parts 2
 """
 
 import argparse
@@ -16,7 +9,6 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,130 +19,88 @@ from train_tiny import Chains, make_optimizers, schedule
 def shard(model: RecurrentDepthTransformer) -> None:
     """Each rank keeps 1/ranks of every matrix (experts: of the stack) and fetches the rest for use.
 
-    A block of prelude and coda is fetched, used and dropped. A block of the loop is fetched in the
-    first loop and kept: otherwise every loop would fetch the same weights again. That also makes
-    halting safe, see `answer`. What is left (embedding, norms, A, B, head) belongs to the model.
-    """
+    A block of the loop is fetched in the first loop and kept, which makes halting safe: a fetch is
+    a message in which all ranks take part, but a rank that has halted asks for the coda's weights,
+    another for the loop's. (Otherwise run equally many loops on all ranks.)"""
     for block in [*model.prelude, *model.coda]:
         fully_shard(block)
     for block in model.recurrent:
         fully_shard(block, reshard_after_forward=False)
-    fully_shard(model)  # last: it takes what no block has taken
+    fully_shard(model)  # last: it takes what no block has taken (embedding, norms, A, B, head)
 
 
-def train(
-    wrapped: RecurrentDepthTransformer | DistributedDataParallel,
-    task: Chains,
-    *,
-    steps: int,
-    parts: int = 1,
-    seed: int = 0,
-) -> list[tuple[float, float]]:
-    """Losses and gradient norms of a data-parallel training: those of one process with the same
-    global batch, whatever the number of micro-batches (parts) that a rank makes of its share."""
-    ddp = isinstance(wrapped, DistributedDataParallel)
-    model = wrapped.module if ddp else wrapped
+def train(model, wrapped, task: Chains, *, averages: bool, parts: int, steps: int) -> list[str]:
+    """Norms and losses of a data-parallel training: those of one process with the same global
+    batch, whatever the number of micro-batches (parts) that a rank makes of its share."""
     rank, ranks, device = dist.get_rank(), dist.get_world_size(), model.head.weight.device
-    sharded = hasattr(model, "unshard")
     optimizers = make_optimizers(model, task.prelude_lr)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    generator, history = torch.Generator().manual_seed(seed), []
-    frontier = task.train_loops  # no curriculum: a few steps shall see all loop counts
-    model.train()
+    generator, lines = torch.Generator().manual_seed(0), []
     for step in range(steps):
         # All ranks draw the same global batch, loop count included, and take every ranks-th row.
-        tokens, targets, n_loops = task.batch(generator, frontier)
-        for group in groups:
+        tokens, targets, n_loops = task.batch(generator, task.train_loops)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak_lr"] * schedule(step, steps)
         total = torch.zeros((), device=device)
         for part in range(parts):
             rows = slice(rank + part * ranks, None, parts * ranks)
             mine = targets[rows]
             _, loss = wrapped(tokens[rows].to(device), mine.to(device), n_loops=n_loops)
-            # The loss is a mean over these targets, and ranks and parts differ in how many of
-            # theirs are scored (not −100): the mean of the means would be another loss. Weighted
-            # like this, the *sum* over ranks and parts is the mean over the global batch.
+            # A loss is a mean over its targets, and ranks and parts differ in how many of theirs
+            # are scored (not −100). With these weights the *sum* is the mean of the global batch.
             loss = loss * ((mine != -100).sum() / (targets != -100).sum()).item()
             total += loss.detach()
-            # FSDP and DDP average gradients over ranks, hence the factor; without them we sum.
-            (loss * ranks if sharded or ddp else loss).backward()
-        if not (sharded or ddp):
-            sum_over_ranks([p.grad for p in model.parameters()])
+            (loss * ranks if averages else loss).backward()
+        # FSDP and DDP average gradients over ranks, hence the factor; without them we sum. We also
+        # sum the experts' loads: from its own load alone, each rank would steer its router
+        # elsewhere, and the ranks would no longer be copies of one model.
+        loads = [block.ffn.load for block in model.recurrent]
+        for summed in [total, *loads, *(p.grad for p in model.parameters() if not averages)]:
+            dist.all_reduce(summed)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        norm = norm.full_tensor() if sharded else norm
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of all shards
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        # The bias follows the load of the global batch. From its own load alone, each rank would
-        # steer its router elsewhere, and the ranks would no longer be copies of one model.
-        sum_over_ranks([block.ffn.load for block in model.recurrent])
         model.update_router_bias(speed=0.01)
-        sum_over_ranks([total])
-        frontier = task.advance(frontier, n_loops, total.item())  # on all ranks at once
-        history.append((total.item(), norm.item()))
-    return history
+        lines.append(f"gradient norm {norm.item():.8f}  loss {total.item():.8f}")
+    return [*lines, f"router bias {model.recurrent[0].ffn.router_bias.tolist()}"]
 
 
-def sum_over_ranks(tensors: list[Tensor]) -> None:
-    """In place, with one message for all: many small ones would cost more than their bytes."""
-    flat = torch.cat([t.flatten() for t in tensors])
-    dist.all_reduce(flat)
-    for t, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        t.copy_(summed.view_as(t))
-
-
-def answer(model: RecurrentDepthTransformer, task: Chains, most_loops: int) -> list[int]:
-    """The loops that each rank needed, when the first halts at once and the last never does.
-
-    With all weights at hand a rank never waits for another's loop. With sharded weights a fetch is
-    a message in which all ranks take part: if the loop's blocks were fetched in every loop, the
-    rank that has halted would ask for the coda's weights, the other for the loop's, and both would
-    hang or get garbage. Two remedies: the same number of loops on all ranks (no halt_threshold),
-    or, as in `shard`, weights that are fetched before the ranks part and stay for the whole loop.
-    """
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+def answer(model: RecurrentDepthTransformer, task: Chains) -> list[str]:
+    """The loops that each rank needs: the last never halts (no change is below 0), the others at
+    once. None waits for another's loop, with all weights at hand or sharded as in `shard`."""
+    rank, last, loops = dist.get_rank(), dist.get_world_size() - 1, []
     tokens = task.test_set()[0][rank : rank + 1].to(model.head.weight.device)
-    easy = rank < ranks - 1  # every change is below a huge threshold, and none is below 0
-    loops = []
-    hook = model.recurrent[0].register_forward_pre_hook(lambda *_: loops.append(1))
-    model.eval()(tokens, n_loops=most_loops, halt_threshold=1e9 if easy else 0.0)
-    hook.remove()
-    counts = torch.zeros(ranks, dtype=torch.int64, device=tokens.device)
-    counts[rank] = len(loops)
-    sum_over_ranks([counts])
-    return counts.tolist()
+    model.recurrent[0].register_forward_pre_hook(lambda *_: loops.append(1))
+    model.eval()(tokens, n_loops=64, halt_threshold=1e9 if rank < last else 0.0)
+    used = [0] * (last + 1)
+    dist.all_gather_object(used, len(loops))
+    return [f"loops used on each rank: {used}"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Mythos on several ranks.")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--shard", action="store_true", help="cut the weights into parts")
-    how.add_argument("--ddp", action="store_true", help="wrap in DistributedDataParallel")
-    parser.add_argument("--parts", type=int, default=1, help="micro-batches for each update")
+    parser = argparse.ArgumentParser(epilog=__doc__)
+    layout = parser.add_mutually_exclusive_group()
+    layout.add_argument("--shard", action="store_true", help="cut the weights into parts")
+    layout.add_argument("--ddp", action="store_true", help="wrap in DistributedDataParallel")
+    parser.add_argument("--parts", type=int, default=1, help="micro-batches a step (default: 1)")
     parser.add_argument("--halt", action="store_true", help="do not train: answer, with halting")
     args = parser.parse_args(arguments)
-    cuda = torch.cuda.is_available()
+    cuda, task = torch.cuda.is_available(), Chains()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
     dist.init_process_group("nccl" if cuda else "gloo", **alone)  # torchrun says how many we are
     torch.manual_seed(0)  # the same weights on all ranks
-    task = Chains()
     model = RecurrentDepthTransformer(task.config("mla"))
     task.prepare(model)
     model.to("cuda" if cuda else "cpu")
     if args.shard:
         shard(model)
-    if args.halt:
-        lines = [f"loops used on each rank: {answer(model, task, 64)}"]
-    else:
-        # By default DDP overwrites buffers with rank 0's before each forward: a rank's load would
-        # be lost with each micro-batch but the last.
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False) if args.ddp else model
-        history = train(wrapped, task, steps=8, parts=args.parts)
-        lines = [f"gradient norm {norm:.8f}  loss {loss:.8f}" for loss, norm in history]
-        bias = model.recurrent[0].ffn.router_bias.tolist()
-        lines.append("router bias " + " ".join(f"{b:.2f}" for b in bias))
+    # Otherwise DDP overwrites buffers with rank 0's before each forward, and loads would be lost.
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False) if args.ddp else model
+    how = dict(averages=args.shard or args.ddp, parts=args.parts, steps=4)
+    lines = answer(model, task) if args.halt else train(model, wrapped, task, **how)
     if dist.get_rank() == 0:
         print("\n".join(lines), flush=True)
     dist.barrier()  # a rank that leaves while another still talks to it can abort them both

@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The moving picture of README: the staircase of accuracy, and queries on their way.
-
-python -m experiments.show runs/chains-mla-seed0.pt      writes experiments/chains.gif
-"""
+"""Draw the moving picture of README: python -m experiments.show runs/chains-mla-seed0.pt"""
 
 import argparse
-import sys
 from pathlib import Path
-
-import torch
 
 from train_tiny import Chains, draw_staircase, load_model, logits_per_loop
 
@@ -19,49 +13,48 @@ def draw_moving(task, model, path: Path, last: int = 14) -> None:
     from matplotlib import figure
     from matplotlib.animation import PillowWriter
 
-    accuracy, _ = task.measure(model, list(range(1, last + 1)))
+    loops, n = [*range(1, last + 1)], task.n_nodes
+    accuracy, _ = task.measure(model, loops)
     tokens, _, distance = (x[:1] for x in task.test_set())
-    logits, _ = logits_per_loop(model, tokens, list(range(1, last + 1)))
-    queries, hops = tokens[0, task.n_nodes :], distance[0]
-    hops_of = torch.full((model.config.vocab_size,), -1)  # of a node; −1: in another chain
-    hops_of[queries] = hops
-    picture = figure.Figure(figsize=(9.6, 3.8), dpi=100, layout="constrained")
-    left, right = picture.subplots(1, 2)
+    logits, _ = logits_per_loop(model, tokens, loops)
+    hops = dict(zip(tokens[0, n:].tolist(), distance[0].tolist(), strict=True))
+    left, right = figure.Figure(figsize=(9.6, 3.8), dpi=100, layout="constrained").subplots(1, 2)
     writer = PillowWriter(fps=1)
-    with writer.saving(picture, path, dpi=100):
-        for t in [*range(1, last + 1), last, last]:
+    with writer.saving(left.figure, path, dpi=100):
+        for t in [*loops, last, last]:
             left.clear()
             right.clear()
             draw_staircase(left, accuracy, task, rows=last, shown=t)
             left.set_title(f"after {t} loop{'s' * (t > 1)}: share of right answers", pad=18)
-            named = hops_of[logits[t][0, task.n_nodes :].argmax(dim=-1)]
-            for start, now in zip(hops.tolist(), named.tolist(), strict=True):
-                if start < 0:
-                    continue
-                mark = "s" if now == 0 else "o" if now > 0 else "x"
-                right.plot([start, max(now, 0)], [start, start], "-", color="0.8")
-                right.plot(now if now >= 0 else -2, start, mark, color="C1" if now < 0 else "C0")
-            right.set_xlim(task.longest - 0.5, -2.8)
-            right.set_ylim(-0.6, task.longest - 0.4)
+            for start, named in zip(hops.values(), logits[t][0, n:].argmax(dim=-1), strict=True):
+                now = hops.get(int(named), -1)
+                if start >= 0:  # −1: a node of another chain
+                    right.plot([start, max(now, 0)], [start, start], "-", color="0.8")
+                    mark = "C1x" if now < 0 else "C0s" if now == 0 else "C0o"
+                    right.plot(now if now >= 0 else -2, start, mark)
+            right.set(xlim=(task.longest - 0.5, -2.8), ylim=(-0.6, task.longest - 0.4))
             right.set_xticks([10, 5, 0, -2], ["10 hops before", "5", "end", "elsewhere"])
-            right.set_yticks(range(task.longest))
-            right.set(xlabel="the node that is named", ylabel="hops to go")
+            right.set(yticks=range(task.longest), ylabel="hops to go")
+            right.set_xlabel("the node that is named")
             right.set_title("one sequence: ○ on the way, ■ at the end", pad=18)
             writer.grab_frame()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw the moving picture of README.")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(epilog=__doc__)
     parser.add_argument("checkpoint", help="of python train_tiny.py")
-    path = Path(__file__).with_name("chains.gif")
+    told = "write experiments/chains.gif (default: runs/chains.gif)"
+    parser.add_argument("--publish", action="store_true", help=told)
+    args = parser.parse_args(arguments)
     try:
-        model = load_model(parser.parse_args(arguments).checkpoint)
+        model = load_model(args.checkpoint)
     except ValueError as error:
         parser.error(str(error))
-    draw_moving(Chains(), model, path)
-    print(f"{path.name}: {path.stat().st_size:,} bytes")
-    return 0
+    folder = Path(__file__).parent if args.publish else Path("runs")
+    folder.mkdir(exist_ok=True)
+    draw_moving(Chains(), model, folder / "chains.tmp.gif")
+    print((folder / "chains.tmp.gif").replace(folder / "chains.gif"))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
