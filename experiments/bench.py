@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 import weakref
 from dataclasses import replace
@@ -30,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mythos
-from experiments.report import fill
 from mythos import MythosConfig, RecurrentDepthTransformer
 from train_tiny import write_atomically
 
@@ -38,7 +36,7 @@ HERE, RUNS = Path(__file__).resolve().parent, Path("runs")
 ROUNDS, TOKENS, SEQUENCES = 5, 4, 3  # one call decodes TOKENS tokens for each of SEQUENCES
 LLAMA, OPEN, GQA = "a Llama of equal FLOPs (transformers)", "OpenMythos 0.5.0", "GQA"
 COMPILED, LLAMA_COMPILED = "compiled", f"{LLAMA}, compiled"
-GRAPH, LOOP = "from a CUDA graph", "a loop over the experts"
+GRAPH = "from a CUDA graph"
 NEEDS = {LLAMA: "transformers", LLAMA_COMPILED: "transformers", OPEN: "open_mythos"}
 
 SMALL = MythosConfig(  # the shapes at which OpenMythos was measured: 1 + 1×8 + 1 layers
@@ -57,7 +55,7 @@ SETTINGS = dict(
             ("no experts, no MLA", PLAIN, (8, 256), [LLAMA]),
         ],
         decoding=[("8 experts", SMALL, [GQA, OPEN]), ("64 experts", MANY, [OPEN])],
-        contexts=(64, 768), experts=(MANY, 2048), memory=(SMALL, (2, 256)),
+        contexts=(64, 768), memory=(SMALL, (2, 256)),
     ),
     cuda=SimpleNamespace(
         dtype=torch.bfloat16, product=8192,
@@ -68,7 +66,7 @@ SETTINGS = dict(
             ("1B, GQA, no experts", replace(LARGE_GQA, num_experts=0), (16, 1024), [COMPILED]),
         ],
         decoding=[("1B", LARGE, [GRAPH]), ("1B, GQA", LARGE_GQA, [GRAPH])],
-        contexts=(64, 1024), experts=(LARGE, 8192), memory=(LARGE, (8, 1024)),
+        contexts=(64, 1024), memory=(LARGE, (8, 1024)),
     ),
 )  # fmt: skip
 
@@ -91,7 +89,7 @@ def race(s, what: str, rivals: list[str], make, amount: int, unit: str, limit=0.
 
     limit: the rate that the machine allows.
     """
-    names = [what, *rivals, *[COMPILED] * (s.compile and LOOP not in rivals)]
+    names = [what, *rivals, *[COMPILED] * s.compile]
     names = [who for who in names if who not in NEEDS or find_spec(NEEDS[who])]
     # A GPU's memory is too small for all at once; there, nothing else disturbs.
     groups = [names] if s.device == "cpu" else [[who] for who in names]
@@ -222,18 +220,6 @@ def graphed(model: RecurrentDepthTransformer, token: Tensor, cache: mythos.Cache
     return lambda keep=step: [graph.replay() for _ in range(TOKENS)]
 
 
-def loop_over_experts(moe: mythos.MixtureOfExperts, x: Tensor) -> Tensor:
-    """MixtureOfExperts.dispatch and route, one expert after the other; x (n, D) -> (n, D)."""
-    (chosen, mix), out = moe.route(x), torch.zeros_like(x)
-    # unbind: the backward of gate_up_proj[i] would fill a gradient as large as all experts.
-    experts = zip(moe.gate_up_proj.unbind(0), moe.down_proj.unbind(0), strict=True)
-    for i, (gate_up, down) in enumerate(experts):
-        token, k = (chosen == i).nonzero(as_tuple=True)
-        gate, up = (x[token] @ gate_up).chunk(2, dim=-1)
-        out = out.index_add(0, token, mix[token, k, None] * ((F.silu(gate) * up) @ down))
-    return out
-
-
 def bytes_kept(model: RecurrentDepthTransformer, tokens: Tensor, grad_loops: int | None) -> int:
     """Bytes that autograd keeps for the backward pass, the weights themselves left out."""
     kept = []
@@ -271,26 +257,6 @@ def decoding(s):
             yield from race(s, f"{name}, {context} tokens cached", rivals, make, TOKENS, "steps")
 
 
-def experts(s):
-    """The expert layer, forward and backward: grouped, and one expert after the other."""
-    c, n = s.experts
-    for E in (8, 64, 256):
-
-        def make(who: str, E=E):
-            with torch.device(s.device):
-                moe = mythos.MixtureOfExperts(c.d_model, c.d_expert, E, 4).to(s.dtype)
-                x = torch.randn(1, n, c.d_model).to(s.dtype)
-            layer = partial(loop_over_experts, moe, x[0]) if who == LOOP else partial(moe, x)
-
-            def step() -> None:
-                moe.zero_grad()
-                layer().sum().backward()
-
-            return step
-
-        yield from race(s, f"4 of {E} experts of width {c.d_expert}", [LOOP], make, n, "tokens")
-
-
 def memory(s):
     """What a forward keeps for the backward."""
     c, (N, T) = s.memory
@@ -301,7 +267,7 @@ def memory(s):
         yield f"{N} × {T} tokens, gradient through {k} loops", f"{kept / 2**20:,.0f} MiB kept"
 
 
-PARTS = dict(training=training, decoding=decoding, experts=experts, memory=memory)
+PARTS = dict(training=training, decoding=decoding, memory=memory)
 
 
 def tables(parts: dict) -> str:
@@ -317,9 +283,8 @@ def write(path: Path, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--device", choices=SETTINGS, default="cpu", help="where to measure (default: cpu)")
     add("--only", nargs="+", choices=PARTS, default=[*PARTS], help="some parts (default: all)")
@@ -348,10 +313,13 @@ def main(arguments: list[str] | None = None) -> int:
     if args.publish:
         write(files[s.device], json.dumps(shown[s.device], indent=1, ensure_ascii=False) + "\n")
     text = (HERE / "SPEED.md").read_text("utf-8")
-    text = fill(text, {device: tables(parts) for device, parts in shown.items()})
+    for device, parts in shown.items():
+        before, rest = text.split(f"<!-- {device} -->\n")
+        after = rest.split(f"<!-- /{device} -->")[1]
+        text = f"{before}<!-- {device} -->\n{tables(parts)}<!-- /{device} -->{after}"
     write((HERE if args.publish else RUNS) / "SPEED.md", text)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -13,36 +13,26 @@ interrupted goes on from its checkpoint. variants.py says what is trained.
 import argparse
 import math
 import platform
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import mythos
 from experiments import report, variants
 from experiments.variants import Ends, Text, ToldHops, WeightedOutput
-from mythos import (
-    RecurrentDepthTransformer,
-    diagnostics,
-    expect,
-    flops_per_token,
-    loop_gain,
-    num_params,
-    spectral_radius,
-)
+from mythos import RecurrentDepthTransformer, expect
 from train_tiny import Chains, load_checkpoint, logits_per_loop, mean, train
 
-# ------------------------------------------------------------------------------------------------
-# Measuring a trained variant
-# ------------------------------------------------------------------------------------------------
+# ---- Measuring a trained variant ----
 
 
 def measure(kind: str, model: RecurrentDepthTransformer, task, frontier: int) -> dict:
     """What a run's line says about its quality. frontier: how far its curriculum came."""
     n_loops, most = getattr(task, "n_loops", None), variants.MOST_LOOPS
     if isinstance(task, Text):
-        return measure_text(kind, model, task)
+        return measure_text(model, task)
     if not model.recurrent or n_loops == 1:
         accuracy = task.measure(model, [n_loops or 0])[0]
         if isinstance(task, ToldHops):  # of more hops it was never told
@@ -146,21 +136,23 @@ def walk(nodes: Tensor, successors: Tensor, hops: int) -> Tensor:
 def dynamics(model: RecurrentDepthTransformer, tokens: Tensor) -> dict:
     """Mean state norm after 1, 2, 4 … loops; rho(A); the gain of the first and a settled loop."""
     most, settled = variants.NORM_LOOPS[-1], variants.MOST_LOOPS
-    norms = diagnostics(model, tokens, n_loops=most)["state_norm"].mean(dim=(1, 2))
+    norms = mythos.diagnostics(model, tokens, n_loops=most)["state_norm"].mean(dim=(1, 2))
     rng = torch.Generator().manual_seed(0)
     return {
         "state_norm": {2**i: norms[2**i - 1].item() for i in range(most.bit_length())},
-        "rho": spectral_radius(model),
-        "gain": {n: loop_gain(model, tokens, n_loops=n, generator=rng) for n in (0, settled)},
+        "rho": mythos.spectral_radius(model),
+        "gain": {
+            n: mythos.loop_gain(model, tokens, n_loops=n, generator=rng) for n in (0, settled)
+        },
     }
 
 
 @torch.no_grad()
-def measure_text(kind: str, model: RecurrentDepthTransformer, task: variants.Bytes) -> dict:
-    """Bits per byte; of text, for each loop count of a loop, and whether halting follows
+def measure_text(model: RecurrentDepthTransformer, task: variants.Bytes) -> dict:
+    """Bits per byte, for each loop count of a loop; of random ones, whether halting follows
     surprise."""
     n_loops = task.n_loops if model.recurrent else 0
-    if kind != "text" or n_loops in (0, 1):
+    if n_loops in (0, 1):
         return {"bits_per_byte": task.measure(model, [n_loops])}
     windows, most = task.test_set(), max(variants.TEXT_LOOPS)
     numbers = {"bits_per_byte": task.measure(model, variants.TEXT_LOOPS)}
@@ -192,14 +184,12 @@ def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loo
     """
     tokens, _, _ = task.batch(torch.Generator().manual_seed(0), 1)
     context, plain = tokens.shape[1] // 2, RecurrentDepthTransformer(model.config)
-    once = flops_per_token(plain, 0, context)
-    loop = flops_per_token(plain, 1, context) - once if plain.recurrent else 0
+    once = mythos.flops_per_token(plain, 0, context)
+    loop = mythos.flops_per_token(plain, 1, context) - once if plain.recurrent else 0
     return 3.0 * tokens.numel() * (steps * once + total_loops * loop)
 
 
-# ------------------------------------------------------------------------------------------------
-# Running
-# ------------------------------------------------------------------------------------------------
+# ---- Running ----
 
 
 def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int | None = None):
@@ -219,7 +209,8 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
     history = train(model, task, steps=steps, seed=seed, checkpoint=checkpoint, resume=resume)
     frontier = load_checkpoint(checkpoint)["frontier"]
     numbers = dict(task=kind, variant=name, seed=seed, steps=steps, frontier=frontier,
-                   parameters=num_params(model), active_parameters=num_params(model, active=True),
+                   parameters=mythos.num_params(model),
+                   active_parameters=mythos.num_params(model, active=True),
                    train_flops=training_flops(model, task, steps, sum(history["loops"])),
                    train_seconds=history["seconds"], data_crc=getattr(task, "data_crc", None),
                    machine=platform.processor() or platform.machine(), torch=torch.__version__,
@@ -229,20 +220,15 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
 
 
 def main(arguments: list[str] | None = None) -> int:
-    known = variants.VARIANTS
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--task", choices=tuple(known), default="chains", help="default: chains")
-    about = "train these (default: all of the task)"
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help=about)
-    about = "default: those of RESULTS.md, 10 to 14 for most tasks"
-    parser.add_argument("--seeds", type=int, nargs="+", help=about)
-    parser.add_argument("--list", action="store_true", help="train nothing: tasks and variants")
-    about = "2 steps each, all files under runs/quick/"
-    parser.add_argument("--quick", action="store_true", help=about)
-    about = "keep the results in experiments/results, and rewrite RESULTS.md and the pictures"
-    parser.add_argument("--publish", action="store_true", help=about)
+    known, raw = variants.VARIANTS, argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--task", choices=tuple(known), default="chains", help="default: chains")
+    add("--only", nargs="+", metavar="VARIANT", help="train these (default: all of the task)")
+    add("--seeds", type=int, nargs="+", help="default: those of RESULTS.md, mostly 10 to 14")
+    add("--list", action="store_true", help="train nothing: show tasks and variants")
+    add("--quick", action="store_true", help="2 steps each, all files under runs/quick/")
+    add("--publish", action="store_true", help="write to experiments/, RESULTS.md, README.md, too")
     args = parser.parse_args(arguments)
     if args.list:
         for task, rows in known.items():
@@ -272,4 +258,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The tables of RESULTS.md, README's table and the pictures, from the runs in results/ alone.
+"""The tables of RESULTS.md, README's table and the picture, from the runs in results/ alone.
 
     python -m experiments.report                     writes them to runs/, to look at
     python -m experiments.report --publish           writes them in place
@@ -14,14 +14,12 @@ cells. `cell` knows what can stand in a head. A dash: such a run does not have t
 import argparse
 import json
 import re
-import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
 from statistics import stdev
 
-from experiments.circuits import Circuits
 from experiments.variants import VARIANTS, Ends, Variant, find
 from mythos import expect
 from train_tiny import Chains, write_atomically
@@ -30,9 +28,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 NEAR, LAST = Chains.train_hops, Chains.longest - 1  # hops: the most in training, and in the test
 
-# ------------------------------------------------------------------------------------------------
-# Runs
-# ------------------------------------------------------------------------------------------------
+# ---- Runs ----
 
 Runs = dict[str, list[dict]]  # of each variant, by seed
 
@@ -118,9 +114,7 @@ def bits(run: dict) -> float:
     return by_loops[f"{variant_of(run).settings.get('n_loops', 2)}"]
 
 
-# ------------------------------------------------------------------------------------------------
-# Cells
-# ------------------------------------------------------------------------------------------------
+# ---- Cells ----
 
 # Student's t: with n values, the 95% interval of their mean is ± T95[n] · deviation / √n.
 T95 = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764, 6: 2.5706, 7: 2.4469, 8: 2.3646, 9: 2.3060}
@@ -147,12 +141,6 @@ def taught_alike(run: dict) -> tuple[str, str]:
     return run["task"], "ends" if chains and supervision(run) == "ends" else "loop"
 
 
-def twice_as_long(run: dict) -> tuple[str, str]:
-    """Of text: the arm with two loops that was trained for as many steps."""
-    length = re.search("(-short(er)?)?$", run["variant"])[0] if run["task"] == "few-bytes" else ""
-    return run["task"], f"twice{length}"
-
-
 WORDS = {  # column -> what it says of a row's runs
     "what differs": lambda runs: variant_of(runs[0]).what,
     "supervision": lambda runs: supervision(runs[0]),
@@ -164,9 +152,14 @@ WORDS = {  # column -> what it says of a row's runs
 }
 LEADS = {  # column -> whose lead over a row's runs, and by what measure
     "the loop's lead at 10 hops": (taught_alike, lambda run: accuracy(run)[LAST], "+.1f"),
-    "bits that the loop saves": (twice_as_long, lambda run: -bits(run), "+.3f"),
-    "bits saved over `flat-three`": (lambda run: ("layers", "flat-three"), bits, "+.3f"),
-    "bits saved over `flat-flops`": (lambda run: ("text", "flat-flops"), bits, "+.3f"),
+    "bits that the loop saves": (lambda _: ("text", "twice"), lambda run: -bits(run), "+.3f"),
+    "bits saved by `experts-twice`": (
+        lambda _: ("text", "experts-twice"),
+        lambda run: -bits(run),
+        "+.3f",
+    ),
+    "bits saved over `three-flat`": (lambda _: ("text", "three-flat"), bits, "+.3f"),
+    "bits saved over `flat-flops`": (lambda _: ("text", "flat-flops"), bits, "+.3f"),
 }
 MEASURES = {  # column, as a pattern -> what it says of one run; circuits: depth instead of hops
     r"training TFLOPs": lambda run: run["train_flops"] / 1e12,
@@ -230,9 +223,7 @@ def cell(column: str, runs: list[dict], results: dict[str, Runs]) -> str:
     raise ValueError(f"column: got {column!r}, expected one of {known}")
 
 
-# ------------------------------------------------------------------------------------------------
-# Tables
-# ------------------------------------------------------------------------------------------------
+# ---- Tables ----
 
 
 def tables(page: str, results: dict[str, Runs]) -> list[tuple[str, str, str]]:
@@ -255,95 +246,45 @@ def tables(page: str, results: dict[str, Runs]) -> list[tuple[str, str, str]]:
     return found
 
 
-def fill(text: str, parts: dict[str, str]) -> str:
-    """The text, with each part in place of what stands between <!-- name --> and <!-- /name -->."""
-    for name, part in parts.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        expect(begin in text and end in text, "text", f"no {begin.strip()} or {end}", "both marks")
-        before, rest = text.split(begin, 1)
-        text = f"{before}{begin}{part.rstrip()}\n{end}{rest.split(end, 1)[1]}"
-    return text
-
-
-# ------------------------------------------------------------------------------------------------
-# Pictures
-# ------------------------------------------------------------------------------------------------
-
-LINES = {  # of the chains' picture
-    "ends": "C0o-",
-    "one-loop": "C7x:",
-    "flat-slow": "C1s-",
-    "loop": "C2^-",
-    "act": "C8P-",
-    "flat-flops-told-long": "C3v-",
-}
-
-
-def draw_band(axes, x, by_seed: list[list[float]], style: str, label=None, **more) -> None:
-    """The mean of the seeds as a line; shaded, from the worst seed to the best."""
-    points = [*zip(*by_seed, strict=True)]
-    (line,) = axes.plot(x, [*map(mean, points)], style, label=label, **more)
-    low, high = [*map(min, points)], [*map(max, points)]
-    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2)
-
-
-def mark_training(axes, what: str, lowest: int) -> None:
-    axes.axvline(NEAR + 0.5, color="black", linewidth=0.8, linestyle="--")
-    axes.text(NEAR + 0.6, 101, f"{what} than any in training →", fontsize="small")
-    axes.set(ylabel="accuracy (%)", ylim=(lowest, 105))
+# ---- The picture ----
 
 
 def draw_chains(results: dict[str, Runs], path: Path) -> None:
-    """Accuracy by hops, with and without a loop."""
+    """Accuracy by hops, with and without a loop: means, shaded from the worst seed to the best."""
     from matplotlib import figure
 
     picture = figure.Figure(figsize=(7.5, 5.2), layout="constrained")
-    axes, found = picture.subplots(), results["chains"]
-    for name, style in LINES.items():
-        label = f"{variant_of(found[name][0]).what} ({supervision(found[name][0])})"
-        draw_band(axes, range(LAST + 1), [*map(accuracy, found[name])], style, label)
+    axes, hops = picture.subplots(), range(Chains.longest)
+    lines = dict(zip(("ends", "one-loop", "flat-slow"), ("C0o-", "C7x:", "C1s-"), strict=True))
+    lines |= {"loop": "C2^-", "act": "C8P-", "flat-flops-told-long": "C3v-"}
+    for name, style in lines.items():
+        runs = results["chains"][name]
+        points = [*zip(*map(accuracy, runs), strict=True)]
+        label = f"{variant_of(runs[0]).what} ({supervision(runs[0])})"
+        (line,) = axes.plot(hops, [*map(mean, points)], style, label=label)
+        low, high = [*map(min, points)], [*map(max, points)]
+        axes.fill_between(hops, low, high, color=line.get_color(), alpha=0.2)
     axes.axhline(100 * Chains.guess, color="grey", linewidth=1)
     axes.text(0, 100 * Chains.guess - 1, "guessing", va="top", color="grey")
-    mark_training(axes, "further", 0)
-    axes.set(xlabel=Chains.difficulty)
+    axes.axvline(NEAR + 0.5, color="black", linewidth=0.8, linestyle="--")
+    axes.text(NEAR + 0.6, 101, "further than any in training →", fontsize="small")
+    axes.set(xlabel=Chains.difficulty, ylabel="accuracy (%)", ylim=(0, 105))
     picture.legend(fontsize="small", loc="outside lower center", ncols=2)
     picture.savefig(path, dpi=120, format="png")
 
 
-def draw_circuits(results: dict[str, Runs], path: Path) -> None:
-    """Accuracy by depth: the loop after 1, 2, 4 … loops, and the models without."""
-    from matplotlib import colormaps, figure
-
-    picture = figure.Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes, depths, found = picture.subplots(), range(LAST + 1), results["circuits"]
-    for L in (1, 2, 4, 6, 8, 12):
-        label, colour = f"the loop, {L} loop{'s' * (L > 1)}", colormaps["viridis"](L / 14)
-        points = [accuracy(run, f"{L}") for run in found["loop"]]
-        draw_band(axes, depths, points, "o-", label, color=colour)
-    for name, style in (("one-loop", "C3x:"), ("flat-params", "C3s--"), ("flat-slow", "C3D-.")):
-        points, label = [*map(accuracy, found[name])], variant_of(found[name][0]).what
-        draw_band(axes, depths, points, style, label)
-    mark_training(axes, "deeper", 40)
-    axes.set(xlabel=Circuits.difficulty)
-    picture.legend(loc="outside right center", fontsize="small")
-    picture.savefig(path, dpi=120, format="png")
-
-
-# ------------------------------------------------------------------------------------------------
-# Writing
-# ------------------------------------------------------------------------------------------------
+# ---- Writing ----
 
 
 def write(publish: bool) -> list[Path]:
-    """The pages and the pictures: in place, or to runs/. Returns where they are."""
+    """The pages and the picture: in place, or to runs/. Returns where they are."""
     results, made = load(RESULTS), {}
     for path in (HERE / "RESULTS.md", HERE.parent / "README.md"):
         page = path.read_text("utf-8")
         for old, _, new in tables(page, results):
             page = page.replace(old, new)
         made[path] = lambda path, page=page: path.write_text(page, "utf-8")
-    for name, draw in {"chains": draw_chains, "circuits": draw_circuits}.items():
-        made[HERE / f"compare-{name}.png"] = partial(draw, results)
+    made[HERE / "compare-chains.png"] = partial(draw_chains, results)
     made = {path if publish else Path("runs", path.name): save for path, save in made.items()}
     for path, save in made.items():
         write_atomically(path, save)
@@ -351,10 +292,9 @@ def write(publish: bool) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    about = "JSON of train_tiny.py or experiments/text.py: adds its results to those published"
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    about = "JSON of train_tiny.py or experiments/text.py, to be added to those published"
     parser.add_argument("trainings", nargs="*", type=Path, help=about)
     about = "write into the repository (default: everything goes to runs/)"
     parser.add_argument("--publish", action="store_true", help=about)
@@ -374,4 +314,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -113,11 +113,9 @@ def lead_of(column, run):
             lambda r: answer(r)[10],
         )
     if column.startswith("bits saved over"):
-        return *{"three`": ("layers", "flat-three"), "flops`": ("text", "flat-flops")}[
-            column.rpartition("-")[2]
-        ], bits
-    length = re.search("(-short(er)?)?$", name)[0]
-    return task, "twice" + length, lambda run: -bits(run)
+        return "text", column.split("`")[1], bits
+    first = "experts-twice" if "experts" in column else "twice"
+    return "text", first, lambda run: -bits(run)
 
 
 def values_of(column, runs):

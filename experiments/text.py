@@ -129,10 +129,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser("Train Mythos on text.", Text)
     parser.epilog = "Example: python -m experiments.text --data BOOKS"
     parser.add_argument("--data", type=Path, help="a file or folder (default: Python's library)")
-    try:
-        return run(parser, arguments, lambda args: Text(args.data))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+
+    def make_task(args) -> Text:
+        try:
+            return Text(args.data)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+
+    return run(parser, arguments, make_task)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ With one seed, all that are taught alike get the same batches, until their curri
 """
 
 import itertools
-import zlib
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,9 +21,7 @@ from experiments.text import Text
 from mythos import MythosConfig, RecurrentDepthTransformer, evaluation_mode, expect
 from train_tiny import Chains, Task
 
-# ------------------------------------------------------------------------------------------------
-# Tasks
-# ------------------------------------------------------------------------------------------------
+# ---- Tasks ----
 
 
 class Counted:
@@ -245,22 +241,7 @@ class Bytes(Counted, Text):
     test_bytes = most_of_one = 1_000_000  # whole files
 
 
-class FewBytes(Bytes):
-    """Trained on 250 kB, which are read 16 times: 25 pieces from all over the library."""
-
-    pieces, piece = 25, 10_000
-
-    def __init__(self, data: Path | None = None) -> None:
-        super().__init__(data)
-        places = len(self.train_data) - self.piece
-        starts = torch.linspace(0, places, self.pieces).long()[:, None]
-        self.train_data = self.train_data[starts + torch.arange(self.piece)].flatten()
-        self.data_crc = zlib.crc32(self.test + bytes(self.train_data.tolist()))
-
-
-# ------------------------------------------------------------------------------------------------
-# Models
-# ------------------------------------------------------------------------------------------------
+# ---- Models ----
 
 
 class WeightedOutput(RecurrentDepthTransformer):
@@ -304,9 +285,7 @@ class WeightedOutput(RecurrentDepthTransformer):
         return out, halted_at
 
 
-# ------------------------------------------------------------------------------------------------
-# The variants
-# ------------------------------------------------------------------------------------------------
+# ---- The variants ----
 
 
 class Variant(NamedTuple):
@@ -335,7 +314,7 @@ def stack(layers: int, **more) -> dict:
 # With this d_ff, 3 dense layers have as many parameters as the model with the loop, and 14 as many
 # FLOPs as its 12 loops (a test compares).
 SAME_PARAMS, SAME_FLOPS = stack(3, d_ff=448), stack(14, d_ff=222)
-NO_NORM = dict(embed_norm=False)
+NO_NORM, ONE_IN_LOOP = dict(embed_norm=False), dict(recurrent_layers=1)
 ALL_IN_LOOP = dict(prelude_layers=0, recurrent_layers=3, coda_layers=0)
 # One of four routed experts and a shared one, which together are as wide as the dense layer.
 EXPERTS = dict(num_experts=4, num_experts_per_token=1, d_expert=64)
@@ -345,7 +324,6 @@ PLAIN_ONCE = ONCE | dict(prelude_lr=1.0)  # see `Counted`
 SLOW = NONE | dict(lr_scale=0.5)  # the rate that suits deep stacks better (seed 5)
 FAST = NONE | dict(lr_scale=2 * Text.lr_scale)  # the rate that seed 5 preferred
 LONG = NONE | dict(steps=3 * Text.steps // 2)  # the FLOPs of four layers, two of them looped twice
-HALF, QUARTER = dict(steps=Text.steps // 2), dict(steps=Text.steps // 4)
 TOLD_14, TOLD_13 = "14 layers, told how many hops", "13 layers, told how many hops"
 
 VARIANTS = {
@@ -389,29 +367,13 @@ VARIANTS = {
         "flat-long": Variant("4 layers, 1.5 times the steps", Bytes, stack(4), LONG),
         "flat-fast": Variant("4 layers, twice the learning rate", Bytes, stack(4), FAST),
         "thrice": Variant("always three loops", Bytes, {}, THRICE),
-    },
-    "layers": {
-        "flat-three": Variant("3 layers, no loop", Bytes, stack(3), NONE),
-        "one": Variant("3 layers, the middle one twice", Bytes, dict(recurrent_layers=1), TWICE),
-        "all": Variant("3 layers, all of them twice", Bytes, ALL_IN_LOOP, TWICE),
-    },
-    "experts": {
-        "twice": Variant("always two loops", Bytes, EXPERTS, TWICE),
-        "one-loop": Variant("the same model, always one loop", Bytes, EXPERTS, ONCE),
+        "three-flat": Variant("3 layers, no loop", Bytes, stack(3), NONE),
+        "three-middle": Variant("3 layers, the middle one twice", Bytes, ONE_IN_LOOP, TWICE),
+        "three-all": Variant("3 layers, all of them twice", Bytes, ALL_IN_LOOP, TWICE),
+        "experts-twice": Variant("experts, always two loops", Bytes, EXPERTS, TWICE),
+        "experts-once": Variant("experts, always one loop", Bytes, EXPERTS, ONCE),
     },
     "fresh": {"ends": Variant("the loop, taught ends only", Ends)},
-    "few-bytes": {  # -short: half of the steps; -shorter: a quarter
-        "twice": Variant("always two loops", FewBytes, {}, TWICE),
-        "one-loop": Variant("the same model, always one loop", FewBytes, {}, ONCE),
-        "flat-params": Variant("4 layers, same parameters", FewBytes, stack(4), NONE),
-        "flat-flops": Variant("6 layers, same FLOPs as two loops", FewBytes, stack(6), NONE),
-        "twice-short": Variant("always two loops", FewBytes, {}, TWICE | HALF),
-        "one-loop-short": Variant("the same model, always one loop", FewBytes, {}, ONCE | HALF),
-        "flat-params-short": Variant("4 layers", FewBytes, stack(4), NONE | HALF),
-        "flat-short": Variant("6 layers", FewBytes, stack(6), NONE | HALF),
-        "twice-shorter": Variant("always two loops", FewBytes, {}, TWICE | QUARTER),
-        "flat-shorter": Variant("6 layers", FewBytes, stack(6), NONE | QUARTER),
-    },
 }
 
 
