@@ -35,8 +35,7 @@ from train_tiny import write_atomically
 HERE, RUNS = Path(__file__).resolve().parent, Path("runs")
 ROUNDS, TOKENS, SEQUENCES = 5, 4, 3  # one call decodes TOKENS tokens for each of SEQUENCES
 LLAMA, OPEN, GQA = "a Llama of equal FLOPs (transformers)", "OpenMythos 0.5.0", "GQA"
-COMPILED, LLAMA_COMPILED = "compiled", f"{LLAMA}, compiled"
-GRAPH = "from a CUDA graph"
+COMPILED, LLAMA_COMPILED, GRAPH = "compiled", f"{LLAMA}, compiled", "from a CUDA graph"
 NEEDS = {LLAMA: "transformers", LLAMA_COMPILED: "transformers", OPEN: "open_mythos"}
 
 SMALL = MythosConfig(  # the shapes at which OpenMythos was measured: 1 + 1×8 + 1 layers
@@ -85,10 +84,8 @@ def seconds(*calls) -> list[float]:
 
 
 def race(s, what: str, rivals: list[str], make, amount: int, unit: str, limit=0.0):
-    """Rows: the rate of our program, then of its rivals; `make` builds each from its name.
-
-    limit: the rate that the machine allows.
-    """
+    """Rows: the rate of our program, then of its rivals; `make` builds each from its name. limit:
+    the rate that the machine allows."""
     names = [what, *rivals, *[COMPILED] * s.compile]
     names = [who for who in names if who not in NEEDS or find_spec(NEEDS[who])]
     # A GPU's memory is too small for all at once; there, nothing else disturbs.

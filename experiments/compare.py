@@ -193,10 +193,8 @@ def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loo
 
 
 def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int | None = None):
-    """Train and measure one variant with one seed, unless it has a line in the results.
-
-    steps: None are those of the variant's task.
-    """
+    """Train and measure one variant with one seed, unless the results have it. steps: None are the
+    task's own."""
     path, checkpoint = results / f"{kind}.jsonl", runs / kind / f"{name}-seed{seed}.pt"
     if (kind, name, seed) in map(report.name_of, report.read_runs(path)):
         print(f"{path} has {name}, seed {seed}")
@@ -232,17 +230,16 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.list:
         for task, rows in known.items():
-            print(f"\n--task {task}, seeds {variants.seeds_of(task)}")
+            print(f"\n--task {task}")
             print(*(f"    {name:<26} {row.what}" for name, row in rows.items()), sep="\n")
         return 0
     runs = Path("runs/quick" if args.quick else "runs")
     results = report.RESULTS if args.publish else runs / "results"
     try:
         expect(not (args.quick and args.publish), "--quick", "--publish, too", "one of them")
-        for name in args.only or []:
-            variants.find(args.task, name)  # raises, if there is no such variant
-        for seed in args.seeds or variants.seeds_of(args.task):
-            for name in args.only or known[args.task]:
+        rows = {name: variants.find(args.task, name) for name in args.only or known[args.task]}
+        for name, row in rows.items():
+            for seed in args.seeds or row.seeds:
                 run(args.task, name, seed, results, runs / "compare", 2 if args.quick else None)
     except ValueError as error:
         parser.error(str(error))

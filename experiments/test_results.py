@@ -18,11 +18,9 @@ RUNS = {
     task: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     for task, path in FILES.items()
 }
-README = "chains/ends fresh/ends chains/one-loop chains/flat-slow chains/loop "
-README = [row.split("/") for row in f"{README}chains/flat-flops-told-long".split()]  # its table's
-ENDS = {"ends", "one-loop", "flat-slow", "flat-flops"}  # of the chains: taught ends
+README = "ends ends-fresh one-loop flat-slow loop flat-flops-told-long".split()  # its table's rows
+ENDS = {"ends", "ends-fresh", "one-loop", "flat-slow", "flat-flops"}  # of the chains: taught ends
 T95 = {5: 2.776445}  # Student's t, two-sided 95%, by the number of seeds
-LOOPS = {"thrice": "3"}  # in training; others with a loop: 2
 
 
 def named(task, name):
@@ -32,7 +30,7 @@ def named(task, name):
 def rows_of(page, task, labels):
     """label -> its runs, or parts of them."""
     if task == "readme":
-        return {label: named(*row) for label, row in zip(labels, README, strict=True)}
+        return {label: named("chains", name) for label, name in zip(labels, README, strict=True)}
     if task == "trainer":
         name = "{task}, {attention}, seed {seed}".format
         return {name(**run): [run] for run in RUNS["trainer"]}
@@ -60,7 +58,7 @@ def bits(run):
     by_loops = run["bits_per_byte"]
     if len(by_loops) == 1:
         return [*by_loops.values()][0]
-    return by_loops[LOOPS.get(run["variant"].split("@")[0], "2")]
+    return by_loops["2"]
 
 
 def best_fixed(run):
@@ -224,7 +222,7 @@ def test_kept_runs_are_whole():
         assert len({run["data_crc"] for run in runs if run.get("data_crc")}) <= 1
         for name in {run["variant"] for run in runs if "variant" in run}:
             seeds, steps = ({run[key] for run in named(task, name)} for key in ("seed", "steps"))
-            usual = {15, 16, 17, 18, 19} if task == "fresh" else {10, 11, 12, 13, 14}
+            usual = {*range(15, 20)} if "fresh" in name else {*range(10, 15)}
             row = find(task, name)
             assert seeds == ({5} if "@" in name else usual), name
             assert steps == {row.settings.get("steps", row.task.steps)}, name
