@@ -468,13 +468,13 @@ def load_model(path: str | Path) -> RecurrentDepthTransformer:
 
 def make_parser(what: str, task: type[Task]) -> argparse.ArgumentParser:
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-    parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--attention", choices=("mla", "gqa"), default="mla")
-    parser.add_argument("--seed", type=int, default=0, help="another start, other batches")
+    parser = argparse.ArgumentParser(description=what, epilog="Example: --seed 1 --steps 800")
+    parser.add_argument("--attention", choices=("mla", "gqa"), default="mla", help="default: mla")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: 0)")
     parser.add_argument("--steps", type=int, default=task.steps, help=f"default: {task.steps}")
     parser.add_argument("--out", default="runs", help="folder for the results (default: runs)")
     parser.add_argument("--resume", action="store_true", help="continue from --out's checkpoint")
-    parser.add_argument("--device", default=best, choices=sorted({"cpu", best}))
+    parser.add_argument("--device", default=best, choices={"cpu", best}, help=f"default: {best}")
     return parser
 
 
