@@ -5,8 +5,7 @@ Each row goes to the screen and at once to runs/speed-DEVICE.json; at the end ru
 tables. Two other packages take part where they are installed:
 
     pip install --no-deps open-mythos==0.5.0       pip install transformers
-
-    python -m experiments.bench --only training decoding         2 minutes on 2 cores
+Example: python -m experiments.bench --only decoding
 """
 
 import argparse
@@ -17,7 +16,6 @@ import os
 import platform
 import statistics
 import time
-import weakref
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -54,7 +52,7 @@ SETTINGS = dict(
             ("no experts, no MLA", PLAIN, (8, 256), [LLAMA]),
         ],
         decoding=[("8 experts", SMALL, [GQA, OPEN]), ("64 experts", MANY, [OPEN])],
-        contexts=(64, 768), memory=(SMALL, (2, 256)),
+        contexts=(64, 768),
     ),
     cuda=SimpleNamespace(
         dtype=torch.bfloat16, product=8192,
@@ -65,7 +63,7 @@ SETTINGS = dict(
             ("1B, GQA, no experts", replace(LARGE_GQA, num_experts=0), (16, 1024), [COMPILED]),
         ],
         decoding=[("1B", LARGE, [GRAPH]), ("1B, GQA", LARGE_GQA, [GRAPH])],
-        contexts=(64, 1024), memory=(LARGE, (8, 1024)),
+        contexts=(64, 1024),
     ),
 )  # fmt: skip
 
@@ -217,24 +215,6 @@ def graphed(model: RecurrentDepthTransformer, token: Tensor, cache: mythos.Cache
     return lambda keep=step: [graph.replay() for _ in range(TOKENS)]
 
 
-def bytes_kept(model: RecurrentDepthTransformer, tokens: Tensor, grad_loops: int | None) -> int:
-    """Bytes that autograd keeps for the backward pass, the weights themselves left out."""
-    kept = []
-
-    def note(x: Tensor) -> Tensor:
-        x = x.detach()  # an object that only the graph holds
-        kept.append(weakref.ref(x))
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        _, loss = model(tokens, tokens, grad_loops=grad_loops)
-    assert loss is not None  # alive until here, and so is its graph
-    storages = [x.untyped_storage() for x in (ref() for ref in kept) if x is not None]
-    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    return sum(size for place, size in sizes.items() if place not in weights)
-
-
 def training(s):
     """Whole steps: forward, backward, AdamW; beside the rate of one large matrix product."""
     a, b = torch.randn(2, s.product, s.product, device=s.device).to(s.dtype)
@@ -254,17 +234,7 @@ def decoding(s):
             yield from race(s, f"{name}, {context} tokens cached", rivals, make, TOKENS, "steps")
 
 
-def memory(s):
-    """What a forward keeps for the backward."""
-    c, (N, T) = s.memory
-    model = build(s, c, "").train()
-    tokens = torch.randint(c.vocab_size, (N, T), device=s.device)
-    for k in (1, 2, 4, 8):
-        kept = bytes_kept(model, tokens, k)
-        yield f"{N} × {T} tokens, gradient through {k} loops", f"{kept / 2**20:,.0f} MiB kept"
-
-
-PARTS = dict(training=training, decoding=decoding, memory=memory)
+PARTS = dict(training=training, decoding=decoding)
 
 
 def tables(parts: dict) -> str:

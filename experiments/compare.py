@@ -13,6 +13,7 @@ interrupted goes on from its checkpoint. variants.py says what is trained.
 import argparse
 import math
 import platform
+import shutil
 from pathlib import Path
 
 import torch
@@ -149,8 +150,7 @@ def dynamics(model: RecurrentDepthTransformer, tokens: Tensor) -> dict:
 
 @torch.no_grad()
 def measure_text(model: RecurrentDepthTransformer, task: variants.Bytes) -> dict:
-    """Bits per byte, for each loop count of a loop; of random ones, whether halting follows
-    surprise."""
+    """Bits per byte by loops; of random loop counts also whether halting follows surprise."""
     n_loops = task.n_loops if model.recurrent else 0
     if n_loops in (0, 1):
         return {"bits_per_byte": task.measure(model, [n_loops])}
@@ -177,11 +177,7 @@ def measure_text(model: RecurrentDepthTransformer, task: variants.Bytes) -> dict
 
 
 def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loops: int) -> float:
-    """Forward and backward FLOPs of a whole training, the backward being twice the forward.
-
-    Counted for the plain model with this config, since `Untied` runs one of its blocks in a loop.
-    Truncated backpropagation costs less than this.
-    """
+    """Of a whole training: forward, and twice as many backward (fewer, if that is truncated)."""
     tokens, _, _ = task.batch(torch.Generator().manual_seed(0), 1)
     context, plain = tokens.shape[1] // 2, RecurrentDepthTransformer(model.config)
     once = mythos.flops_per_token(plain, 0, context)
@@ -197,7 +193,7 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
     task's own."""
     path, checkpoint = results / f"{kind}.jsonl", runs / kind / f"{name}-seed{seed}.pt"
     if (kind, name, seed) in map(report.name_of, report.read_runs(path)):
-        print(f"{path} has {name}, seed {seed}")
+        print(f"{path} has {name}, seed {seed}: delete its line, and {checkpoint}, to run it again")
         return
     variant = variants.find(kind, name)
     print(f"\n{kind} {name}, seed {seed}: {variant.what}")
@@ -217,6 +213,22 @@ def run(kind: str, name: str, seed: int, results: Path, runs: Path, steps: int |
     report.add_run(path, numbers | measure(kind, model.eval(), task, frontier))
 
 
+def show(kind: str, folder: Path) -> None:
+    """The tables of the runs here, each above that of the published ones with the same seeds."""
+    page, here = (report.HERE / "RESULTS.md").read_text("utf-8"), report.load(folder)
+    names = {report.name_of(run) for runs in here[kind].values() for run in runs}
+    published = report.load(report.RESULTS)
+    same = {
+        name: [run for run in runs if report.name_of(run) in names]
+        for name, runs in published[kind].items()
+    }
+    same = published | {kind: {name: runs for name, runs in same.items() if runs}}
+    both = zip(report.tables(page, here, True), report.tables(page, same, True), strict=True)
+    for (_, task, ours), (_, _, theirs) in both:
+        if task == kind and ours.count("\n") > 3:
+            print(f"\nHere:\n{ours}Published, with the same seeds:\n{theirs}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     known, raw = variants.VARIANTS, argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
@@ -225,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--only", nargs="+", metavar="VARIANT", help="train these (default: all of the task)")
     add("--seeds", type=int, nargs="+", help="default: those of RESULTS.md, mostly 10 to 14")
     add("--list", action="store_true", help="train nothing: show tasks and variants")
-    add("--quick", action="store_true", help="2 steps each, all files under runs/quick/")
+    add("--quick", action="store_true", help="one seed, 2 steps, under runs/quick/: a minute each")
     add("--publish", action="store_true", help="write to experiments/, RESULTS.md, README.md, too")
     args = parser.parse_args(arguments)
     if args.list:
@@ -234,23 +246,23 @@ def main(arguments: list[str] | None = None) -> int:
             print(*(f"    {name:<26} {row.what}" for name, row in rows.items()), sep="\n")
         return 0
     runs = Path("runs/quick" if args.quick else "runs")
+    shutil.rmtree("runs/quick", ignore_errors=True)  # a quick try is of the code as it is now
     results = report.RESULTS if args.publish else runs / "results"
     try:
         expect(not (args.quick and args.publish), "--quick", "--publish, too", "one of them")
         rows = {name: variants.find(args.task, name) for name in args.only or known[args.task]}
         for name, row in rows.items():
-            for seed in args.seeds or row.seeds:
+            for seed in args.seeds or row.seeds[: 1 if args.quick else None]:
+                expect(0 <= seed < 2**32, "--seeds", seed, "0 to 2^32 − 1")
                 run(args.task, name, seed, results, runs / "compare", 2 if args.quick else None)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         parser.exit(2, "Stopped; the same command continues\n")
-    page = (report.HERE / "RESULTS.md").read_text("utf-8")
-    for _, task, text in report.tables(page, report.load(results)):
-        if task.startswith(args.task):
-            print("\n" + text.split("\n", 1)[1])  # without its mark
     if args.publish:
         print(*report.write(publish=True), sep="\n")
+    else:
+        show(args.task, results)
     return 0
 
 

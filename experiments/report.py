@@ -5,10 +5,9 @@
     python -m experiments.report --publish           writes them in place
     python -m experiments.report --publish runs/chains-mla-seed25.json      adds a training first
 
-A file of results/ is about one task. Each of its lines is a run, as JSON: what one variant scored
-with one seed. A table in RESULTS.md stands between <!-- table: TASK --> and <!-- end -->. Its head
-and its first column are written by hand, like the sentences around it; this program fills in the
-cells. `cell` knows what can stand in a head. A dash: such a run does not have this number.
+Each line of a file in results/ is a run, as JSON: what one variant scored with one seed. A table
+stands between <!-- table: TASK --> and <!-- end -->. Its head and its first column are written by
+hand, like the sentences around it; this program fills in the cells. A dash: not measured.
 """
 
 import argparse
@@ -34,8 +33,15 @@ Runs = dict[str, list[dict]]  # of each variant, by seed
 
 
 def read_runs(path: Path) -> list[dict]:
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """Raises ValueError, if a line is no run."""
+    runs = []
+    for i, line in enumerate(path.read_text("utf-8").splitlines() if path.exists() else [], 1):
+        try:
+            runs.append(json.loads(line))
+            name_of(runs[-1])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {i}: not a run: {error}") from None
+    return runs
 
 
 def name_of(run: dict) -> tuple[str, str, int]:
@@ -220,9 +226,9 @@ def cell(column: str, runs: list[dict], results: dict[str, Runs]) -> str:
 # ---- Tables ----
 
 
-def tables(page: str, results: dict[str, Runs]) -> list[tuple[str, str, str]]:
-    """Of each table of a page: as it stands there, its task, and as it has to be. A row without a
-    run is left out."""
+def tables(page: str, results: dict[str, Runs], partial=False) -> list[tuple[str, str, str]]:
+    """Of each table of a page: as it stands there, its task, and as it has to be. partial: only the
+    rows that have runs, and new ones; else a row without a run is a ValueError."""
     found = []
     for old, task in re.findall(r"(?s)(<!-- table: ([\w-]+) -->\n.*?)<!-- end -->", page):
         head, rule, *rows = (
@@ -233,7 +239,12 @@ def tables(page: str, results: dict[str, Runs]) -> list[tuple[str, str, str]]:
             f"<!-- table: {task} -->",
             *("| " + " | ".join(row) + " |" for row in (head, rule)),
         ]
-        for name in (row[0] for row in rows if row[0] in results[task]):
+        names = [row[0] for row in rows]
+        if partial:
+            new = [name for name in results[task] if f"\n| {name} |" not in page]
+            names = [name for name in names if name in results[task]] + new
+        for name in names:
+            expect(name in results[task], f"row of {task}", name, "a variant with runs")
             cells = [cell(column, results[task][name], results) for column in columns]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         found.append((old, task, "\n".join(lines) + "\n"))
@@ -295,15 +306,17 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         expect(args.publish or not args.trainings, "trainings", args.trainings, "--publish, too")
-        for path in args.trainings:
-            run = json.loads(path.read_text("utf-8"))
-            run = {"task": "chains" if "accuracy" in run else "text"} | run
+        for path in args.trainings:  # of another task, or with other steps, they have other names
+            run = {"task": path.stem.split("-")[0]} | json.loads(path.read_text("utf-8"))
+            name = "{task}-{attention}-seed{seed}".format(**run)
+            ok = run["task"] in ("chains", "text") and path.stem == name
+            expect(ok, "trainings", path.name, "chains-… or text-… of the usual steps")
             left_out = ("history", "out", "resume", "data", "guess")
             run = {key: value for key, value in run.items() if key not in left_out}
             add_run(RESULTS / "trainer.jsonl", run)
+        print(*write(args.publish), sep="\n")
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(*write(args.publish), sep="\n")
     return 0
 
 

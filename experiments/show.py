@@ -4,7 +4,8 @@
 import argparse
 from pathlib import Path
 
-from train_tiny import Chains, draw_staircase, load_model, logits_per_loop
+from mythos import expect
+from train_tiny import Chains, draw_staircase, load_checkpoint, load_model, logits_per_loop
 
 
 def draw_moving(task, model, path: Path, last: int = 14) -> None:
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--publish", action="store_true", help=told)
     args = parser.parse_args(arguments)
     try:
+        name = load_checkpoint(Path(args.checkpoint))["recipe"]["name"]
+        expect(name == "chains", "checkpoint", f"one of {name}", "one of chains")
         model = load_model(args.checkpoint)
     except ValueError as error:
         parser.error(str(error))

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Mythos under PyTorch's own engines, and under any configuration. Docstrings name the mistakes.
-
-What does not compose, as far as tried with torch 2.13: `torch.func.vmap` (the check of token ids
-reads their values, and so does the sorting of experts), forward-mode AD (F.grouped_mm has none).
-"""
+"""Mythos under PyTorch's own engines, and under any configuration. Docstrings name the mistakes."""
 
 import copy
 from functools import partial

@@ -21,24 +21,11 @@ def numbers(text):
     return [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
 
 
-def test_one_process_trains_the_same_in_every_way(monkeypatch, capsys):
-    """A trainer that distributed.py has not followed, found by slow tests only; a loss or gradient
-    that micro-batches, DDP or FSDP change."""
-    train, said = distributed.train, []
-    monkeypatch.setattr(distributed, "train", lambda *a, **how: train(*a, **how | {"steps": 1}))
-    for flags in ([], ["--parts", "2"], ["--ddp"], ["--shard", "--parts", "2"]):
-        distributed.main(flags)
-        said.append(numbers(capsys.readouterr().out))
-        assert_close(said[-1], said[0], rtol=1e-5, atol=0)
-    assert len(said[0]) == 10 and min(said[0]) < 0  # the norm, the loss, 8 biases
-
-
 @pytest.mark.slow
 def test_two_ranks_are_like_one(capsys):
     """A mean of means, a gradient averaged instead of summed, a router steered by its own rank's
-    load, or by rank 0's that DDP puts in its place; sharded weights that lose the gradient of all
-    loops, or micro-batches, but one; a message in each loop: a rank that has halted and one that
-    has not both hang."""
+    load, or by rank 0's; shards that lose the gradient of all loops, or micro-batches, but one; a
+    message in each loop: a rank that has halted and one that has not both hang."""
     distributed.main([])
     wanted = numbers(capsys.readouterr().out)
     launch = "-m torch.distributed.run --nproc_per_node 2 -m experiments.distributed".split()

@@ -10,6 +10,7 @@ With one seed, all that are taught alike get the same batches, until their curri
 """
 
 import itertools
+import re
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -376,7 +377,8 @@ def find(kind: str, name: str) -> Variant:
     rate of train_tiny.py."""
     name, _, rate = name.partition("@")
     expect(name in VARIANTS[kind], f"variant of {kind}", name, f"one of {[*VARIANTS[kind]]}")
-    row = VARIANTS[kind][name]
+    row, ok = VARIANTS[kind][name], re.fullmatch(r"(\d*\.?\d+)?", rate)
+    expect(ok, f"rate of {name}", rate, "a number such as 0.5")
     return row._replace(settings=row.settings | dict(lr_scale=float(rate))) if rate else row
 
 
