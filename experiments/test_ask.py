@@ -66,11 +66,15 @@ def test_what_is_said(monkeypatch, capsys):
 
 
 def test_the_moving_picture_has_a_frame_for_each_loop(tmp_path, monkeypatch):
-    """A picture that does not move, or that replaces README's without being told."""
+    """A picture that does not move, is of another task, or replaces README's without a word."""
     monkeypatch.chdir(tmp_path)
     model = RecurrentDepthTransformer(Chains().config("mla"), d_model=32, num_experts=0).eval()
     monkeypatch.setattr(show, "load_model", lambda path: model)
-    monkeypatch.setattr(show, "load_checkpoint", lambda path: {"recipe": {"name": "chains"}})
+    recipe = {"name": "circuits"}
+    monkeypatch.setattr(show, "load_checkpoint", lambda path: {"recipe": recipe})
     monkeypatch.setattr(show.draw_moving, "__defaults__", (3,))  # frames; the full 14 take long
+    with pytest.raises(SystemExit, match="2"):
+        show.main(["any.pt"])
+    recipe["name"] = "chains"
     show.main(["any.pt"])
     assert Image.open("runs/chains.gif").n_frames >= 3
