@@ -63,6 +63,8 @@ def answer(args: argparse.Namespace) -> str:
         expect(got is None or least <= got < 1e18, f"--{flag}", got, f"{least} to 1e18")
     recipe, model = load_checkpoint(args.checkpoint)["recipe"], load_model(args.checkpoint)
     read = {"chains": read_chains, "circuits": read_circuit}.get(recipe["name"])
+    ok = read or recipe["name"].startswith("text")
+    expect(ok, "--checkpoint", recipe["name"], "chains, circuits or text")
     if not read:
         prompt, most = list(args.question.encode()), model.config.max_seq_len
         fits = len(prompt) + args.bytes <= most

@@ -87,13 +87,15 @@ def measure_further(model: RecurrentDepthTransformer) -> dict:
 
 def measure_shapes(model: RecurrentDepthTransformer) -> dict:
     """For graphs of shapes that training does not know: the share of all nodes for which, after T
-    loops, the answer is the node T hops further on. On a ring also where only edges may halt."""
-    found, n, loops = {}, Chains.n_nodes, list(variants.WALKS)
-    only_edges = torch.tensor([Chains.halt_threshold] * n + [0.0] * n)
-    cases = [(shape, shape, None) for shape in variants.SHAPES]
-    for what, shape, threshold in (*cases, ("ring, edges halt", "ring", only_edges)):
-        tokens, queries, successors = shape_set(shape)
-        logits, _ = logits_per_loop(model, tokens, loops, threshold)
+    loops, the answer is the node T hops further on. Where walks have no end, also with halting."""
+    found, n, threshold = {}, Chains.n_nodes, Chains.halt_threshold
+    cases = {shape: (None, variants.WALKS) for shape in variants.SHAPES}
+    only_edges = torch.tensor([threshold] * n + [0.0] * n)
+    cases |= {"ring, edges halt": (only_edges, variants.WALKS)}
+    cases |= {f"{shape}, halting": (threshold, variants.FAR) for shape in variants.SHAPES[3:]}
+    for what, (threshold, loops) in cases.items():
+        tokens, queries, successors = shape_set(what.split(",")[0])
+        logits, _ = logits_per_loop(model, tokens, list(loops), threshold)
         answers = {T: logits[T][:, n:].argmax(dim=-1) for T in loops}
         right = {T: answers[T] == walk(queries, successors, T) for T in loops}
         found[what] = {T: right[T].float().mean().item() for T in loops}

@@ -13,7 +13,6 @@ hand, like the sentences around it; this program fills in the cells. A dash: not
 import argparse
 import json
 import re
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
@@ -119,7 +118,7 @@ def bits(run: dict) -> float:
 
 # Student's t: with n values, the 95% interval of their mean is ± T95[n] · deviation / √n.
 T95 = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764, 6: 2.5706, 7: 2.4469, 8: 2.3646, 9: 2.3060}
-T95[10] = 2.2622
+T95 |= {10: 2.2622, 11: 2.2281, 12: 2.2010, 13: 2.1788, 14: 2.1604, 15: 2.1448, 16: 2.1314}
 
 
 def spread(values: list[float], form: str = ".1f") -> str:
@@ -180,7 +179,7 @@ MEASURES = {  # column, as a pattern -> what it says of one run; circuits: depth
     ),
     r"(\D+), 0–10 hops": lambda run, control: 100 * run["halting"][control],
     r"(14 hops(?:, halting)?)": lambda run, what: 100 * run["further"][what],
-    r"(ring(?:, edges halt)?), (\d+) hops": lambda run, what, T: 100 * run["shapes"][what][T],
+    r"(.*(?:ring|function).*), (\d+) hops": lambda run, what, T: 100 * run["shapes"][what][T],
     r"after (\d+) loops": lambda shares, T: 100 * shares[T],
     r"state norm, loop (\d+)": lambda run, L: run["state_norm"][L],
     r"mean loops": lambda stop: stop["loops"],
@@ -216,9 +215,11 @@ def cell(column: str, runs: list[dict], results: dict[str, Runs]) -> str:
     for digits, measures in enumerate((NO_DIGIT, MEASURES, TWO_DIGITS, THREE_DIGITS)):
         for pattern, measure in measures.items():
             if match := re.fullmatch(pattern, column):
-                with suppress(KeyError):
-                    return spread([measure(run, *match.groups()) for run in runs], f".{digits}f")
-                return "–"
+                try:
+                    values = [measure(run, *match.groups()) for run in runs]
+                except KeyError:
+                    return "–"
+                return spread(values, f".{digits}f")
     known = [*WORDS, *LEADS, *NO_DIGIT, *MEASURES, *TWO_DIGITS, *THREE_DIGITS]
     raise ValueError(f"column: got {column!r}, expected one of {known}")
 
@@ -231,15 +232,9 @@ def tables(page: str, results: dict[str, Runs], partial=False) -> list[tuple[str
     rows that have runs, and new ones; else a row without a run is a ValueError."""
     found = []
     for old, task in re.findall(r"(?s)(<!-- table: ([\w-]+) -->\n.*?)<!-- end -->", page):
-        head, rule, *rows = (
-            [c.strip() for c in row.split("|")[1:-1]] for row in old.splitlines()[1:]
-        )
-        columns = [re.sub(r"depth ([\d–]+)", r"\1 hops", name) for name in head[1:]]
-        lines = [
-            f"<!-- table: {task} -->",
-            *("| " + " | ".join(row) + " |" for row in (head, rule)),
-        ]
-        names = [row[0] for row in rows]
+        mark, head, rule, *rows = old.splitlines()
+        columns = [re.sub(r"depth ([\d–]+)", r"\1 hops", c.strip()) for c in head.split("|")[2:-1]]
+        names, lines = [row.split("|")[1].strip() for row in rows], [mark, head, rule]
         if partial:
             new = [name for name in results[task] if f"\n| {name} |" not in page]
             names = [name for name in names if name in results[task]] + new

@@ -326,6 +326,7 @@ LONG = NONE | dict(steps=3 * Text.steps // 2)  # the FLOPs of four layers, two o
 VARIANTS = {
     "chains": {
         "loop": Variant("the loop of train_tiny.py"),
+        "loop-fresh": Variant("the same, on fresh seeds", seeds=tuple(range(25, 35))),
         "no-noise": Variant("no noise on the state in training", settings=dict(state_noise=0.0)),
         "ends": Variant("the loop, taught ends only", Ends),
         "ends-fresh": Variant(
@@ -385,6 +386,6 @@ def find(kind: str, name: str) -> Variant:
 # What is measured of those that have a loop.
 MOST_LOOPS = 32
 SHAPES = ("star", "forest", "two chains", "random function", "two rings", "ring")
-WALKS = (2, 5, 8, 10, 16, 32, 64)  # hops, on those shapes
+WALKS, FAR = (2, 5, 8, 10, 16, 32, 64), (64, 512)  # hops, on those shapes
 NORM_LOOPS = (1, 16, 256)  # where the tables show the norm of the state
 TEXT_LOOPS = [1, 2, 3, 4, 8]
