@@ -62,8 +62,9 @@ def test_bits_and_verdicts(tmp_path, monkeypatch):
     for bits, wanted in ({2: 0.2, 4: 0.1}, [True, False]), ({2: 9, 4: 9}, [False, True]):
         monkeypatch.setattr(task, "measure", lambda *_, bits=bits: bits, raising=False)
         assert [got <= most for _, got, _, most in task.evaluate(model)["checks"]] == wanted
-    task.train_data, rng = torch.arange(task.context + 2), torch.Generator().manual_seed(0)
-    assert {*torch.cat([task.batch(rng, 1)[0][:, 0] for _ in range(9)]).tolist()} == {0, 1}
+    task.train_data, task.batch_size = torch.arange(task.context + 2), 99
+    seen, targets, _ = task.batch(torch.Generator().manual_seed(0), 1)
+    assert {*seen[:, 0].tolist()} == {0, 1} and torch.equal(targets, seen + 1)  # the next byte
     assert text.readable(b"a\x1b[2J\tb\n\x00\xff\xc3\xa4") == "a·[2J\tb\n··ä"
 
 
