@@ -20,7 +20,7 @@ RUNS = {
 }
 README = "ends ends-fresh one-loop flat-slow loop flat-flops-told-long".split()  # its table's rows
 ENDS = {"ends", "ends-fresh", "one-loop", "flat-slow", "flat-flops"}  # of the chains: taught ends
-T95 = 2.7764  # Student's t, two-sided 95%, of five seeds
+T95 = {5: 2.7764, 7: 2.4469}  # Student's t, two-sided 95%, by the number of seeds
 
 
 def named(task, name):
@@ -134,7 +134,7 @@ def recomputed(cell, column, runs):
     if not values:
         return "–"
     values = [min(values)] if column.endswith("worst seed") else values
-    half = T95 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    half = T95[len(values)] * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     digits = len(cell.split()[0].partition(".")[2])
     return f"{fmean(values):.{digits}f}" + f" ± {half:.{digits}f}" * (half > 0)
 

@@ -326,7 +326,7 @@ LONG = NONE | dict(steps=3 * Text.steps // 2)  # the FLOPs of four layers, two o
 VARIANTS = {
     "chains": {
         "loop": Variant("the loop of train_tiny.py"),
-        "loop-fresh": Variant("the same, on fresh seeds", seeds=tuple(range(25, 35))),
+        "loop-fresh": Variant("the same, on fresh seeds", seeds=tuple(range(25, 32))),
         "no-noise": Variant("no noise on the state in training", settings=dict(state_noise=0.0)),
         "ends": Variant("the loop, taught ends only", Ends),
         "ends-fresh": Variant(
