@@ -219,13 +219,12 @@ def show(kind: str, folder: Path) -> None:
     """The tables of the runs here, each above that of the published ones with the same seeds."""
     page, here = (report.HERE / "RESULTS.md").read_text("utf-8"), report.load(folder)
     names = {report.name_of(run) for runs in here[kind].values() for run in runs}
-    published = report.load(report.RESULTS)
-    same = {
-        name: [run for run in runs if report.name_of(run) in names]
-        for name, runs in published[kind].items()
-    }
-    same = published | {kind: {name: runs for name, runs in same.items() if runs}}
-    both = zip(report.tables(page, here, True), report.tables(page, same, True), strict=True)
+    published, same = report.load(report.RESULTS), {}
+    for run in (run for runs in published[kind].values() for run in runs):
+        if report.name_of(run) in names:
+            same.setdefault(run["variant"], []).append(run)
+    there = report.tables(page, published | {kind: same}, True)
+    both = zip(report.tables(page, here, True), there, strict=True)
     for (_, task, ours), (_, _, theirs) in both:
         if task == kind and ours.count("\n") > 3:
             print(f"\nHere:\n{ours}Published, with the same seeds:\n{theirs}")
@@ -248,11 +247,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(*(f"    {name:<26} {row.what}" for name, row in rows.items()), sep="\n")
         return 0
     runs = Path("runs/quick" if args.quick else "runs")
-    shutil.rmtree("runs/quick", ignore_errors=True)  # a quick try is of the code as it is now
     results = report.RESULTS if args.publish else runs / "results"
     try:
         expect(not (args.quick and args.publish), "--quick", "--publish, too", "one of them")
         rows = {name: variants.find(args.task, name) for name in args.only or known[args.task]}
+        if args.quick:  # a try of the code as it is now
+            shutil.rmtree(runs, ignore_errors=True)
         for name, row in rows.items():
             for seed in args.seeds or row.seeds[: 1 if args.quick else None]:
                 expect(0 <= seed < 2**32, "--seeds", seed, "0 to 2^32 − 1")
