@@ -1048,9 +1048,9 @@ def same(a, b):
 
 
 def test_training_uses_its_settings(cpu, monkeypatch, tmp_path):
-    """A schedule, rate, truncation, noise, clipping or balancing that is not applied; the same
-    noise in each step; a model in evaluation mode; a prelude that can do the first hop before the
-    loop has learned to; a second training with one task that starts where the first ended."""
+    """A schedule, rate, truncation, noise, clipping or balancing that is not applied; balancing
+    that goes on to the end; the same noise in each step; a model in evaluation mode; a prelude that
+    can do the first hop before the loop has; a second training that begins grown up."""
     seen, rates, norms, told, seeds = [], [], [], [], []
     model, task = start()
     e, _ = model.run_prelude(tokens := torch.randint(420, (1, 6)))
@@ -1068,20 +1068,22 @@ def test_training_uses_its_settings(cpu, monkeypatch, tmp_path):
         seen.append((how.pop("n_loops"), how))
         seeds.append(torch.initial_seed())
         logits, loss = forward(*args, n_loops=seen[-1][0], **how)
-        told.append((len(told) % 4 + 1, seen[-1][0], loss.item()))
+        told.append((len(told) % 5 + 1, seen[-1][0], loss.item()))
         return logits, loss
 
     heard, task.grad_loops, task.lr_scale = [], 3, 0.5
     monkeypatch.setattr(Muon, "step", spy_step)
     monkeypatch.setattr(model, "forward", spy_forward)
     monkeypatch.setattr(task, "advance", lambda *args: heard.append(args) or args[0] + 1)
+    balanced = spy(monkeypatch, model, "update_router_bias")
     for run in ("first", "second"):
-        train(model.eval(), task, steps=4, seed=0, checkpoint=tmp_path / run)
-    want = [0.5 * 6e-3 * train_tiny.schedule(done, 4) for done in range(4)] * 2
+        train(model.eval(), task, steps=5, seed=0, checkpoint=tmp_path / run)
+    want = [0.5 * 6e-3 * train_tiny.schedule(done, 5) for done in range(5)] * 2
     assert_close(torch.tensor(rates), torch.tensor([[lr, lr * task.prelude_lr] for lr in want]))
-    assert all(how == dict(grad_loops=3, state_noise=0.3) for _, how in seen) and max(norms) < 1.001
-    assert len({*seeds[:4]}) == 4 and seeds[:4] == seeds[4:]
-    assert heard == told and model.recurrent[0].ffn.router_bias.abs().max() > 0.0099
+    assert all(how == dict(grad_loops=3, state_noise=0.4) for _, how in seen) and max(norms) < 1.001
+    assert len({*seeds[:5]}) == 5 and seeds[:5] == seeds[5:]
+    assert heard == told
+    assert [how["speed"] for _, how in balanced] == pytest.approx([*[0.01] * 4, 0.008] * 2)
 
 
 def test_killed_and_resumed_is_bit_identical(cpu, tmp_path, monkeypatch):

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Ask a trained model. Chains: edges, one out of each node; the end of a chain points to itself.
-A circuit: variables, a letter each, that are 0, 1, or the xor or nand of two that stand before it.
 
-    python -m experiments.ask "0-4 3-1 4-3 1-1 2-2"
-    python -m experiments.ask "a=1 b=0 c=nand(a,b)" --checkpoint runs/circuits-mla-seed0.pt
-    python -m experiments.ask "def " --checkpoint runs/text-mla-seed0.pt
+python -m experiments.ask "0-4 3-1 4-3 1-1 2-2"
+python -m experiments.ask "def " --checkpoint runs/text-mla-seed0.pt
 """
 
 import argparse
@@ -33,39 +31,15 @@ def read_chains(text: str, n: int) -> tuple[list, list, list, int]:
     return [*tokens, *edges, *others], [*edges], truth, hops
 
 
-def read_circuit(text: str, n: int) -> tuple[list, list, list, int]:
-    """Tokens, the variables, their values, the loops that the deepest of them takes."""
-    form = r"([^\W\d])=(?:([01])|(xor|nand)\(([^\W\d]), ?([^\W\d])\))"
-    parts = [re.fullmatch(form, part) for part in re.split(r"[\s,]+(?=\w=)", text.strip())]
-    ok = 0 < len(parts) <= n and all(parts)
-    expect(ok, "circuit", text, f"1 to {n} variables, such as a=1 b=0 c=xor(a,b) d=nand(a,c)")
-    # The first places are for inputs that are 0 and not asked for: all sequences have one length.
-    tokens = [n + 2 * i for i in range(len(parts), n) for _ in range(2)]
-    names, value, loops = [part[1] for part in parts], {}, {}
-    for i, (name, bit, op, x, y) in enumerate(part.groups() for part in parts):
-        ok = name not in value and (bit or (x != y and {x, y} <= {*value}))
-        expect(ok, "circuit", parts[i][0], "a new variable; of a gate, two different older ones")
-        if bit:
-            value[name], loops[name] = int(bit), 1
-            tokens += [n + 2 * i + int(bit)] * 2
-        else:
-            value[name] = value[x] ^ value[y] if op == "xor" else 1 - value[x] * value[y]
-            loops[name] = 1 + max(loops[x], loops[y])
-            gate = 3 * n + ((op == "nand") * n + i) * n
-            tokens += [gate + names.index(x), gate + names.index(y)]
-    return [*tokens, *range(n)], names, [*value.values()], max(loops.values())
-
-
 def answer(args: argparse.Namespace) -> str:
     """A table: the names, the answers after each loop and with halting, the truth. Or a text."""
     for flag, least in dict(loops=1, halt=0, temperature=0, bytes=1, seed=0).items():
         got = vars(args)[flag]
         expect(got is None or least <= got < 1e18, f"--{flag}", got, f"{least} to 1e18")
     recipe, model = load_checkpoint(args.checkpoint)["recipe"], load_model(args.checkpoint)
-    read = {"chains": read_chains, "circuits": read_circuit}.get(recipe["name"])
-    ok = read or recipe["name"].startswith("text")
-    expect(ok, "--checkpoint", recipe["name"], "chains, circuits or text")
-    if not read:
+    text = recipe["name"].startswith("text")
+    expect(text or recipe["name"] == "chains", "--checkpoint", recipe["name"], "chains or text")
+    if text:
         prompt, most = list(args.question.encode()), model.config.max_seq_len
         fits = len(prompt) + args.bytes <= most
         expect(fits, "--bytes", args.bytes, f"at most {most}, those of the question included")
@@ -74,7 +48,7 @@ def answer(args: argparse.Namespace) -> str:
         ids = model.generate(torch.tensor([prompt]), args.bytes, **how, top_p=0.95, generator=rng)
         return readable(bytes(ids[0].tolist()))
     n, halt = recipe["n_nodes"], recipe["halt_threshold"] if args.halt is None else args.halt
-    tokens, names, truth, needed = read(args.question, n)  # what is asked comes last
+    tokens, names, truth, needed = read_chains(args.question, n)  # what is asked comes last
     loops, ids = args.loops or needed + 2, torch.tensor([tokens])
     most = max(loops, 32)
     logits, _ = logits_per_loop(model, ids, [*range(1, loops + 1)])
@@ -90,10 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(epilog=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     path = "runs/chains-mla-seed0.pt"
-    parser.add_argument("question", help="chains, a circuit or the beginning of a text")
+    parser.add_argument("question", help="chains, or the beginning of a text")
     parser.add_argument("--checkpoint", type=Path, default=path, help=f"default: {path}")
     parser.add_argument("--loops", type=int, help="as many as needed, and 2 more; text: 2")
-    parser.add_argument("--halt", type=float, help="threshold (0.2; circuits: 0.02; text: none)")
+    parser.add_argument("--halt", type=float, help="threshold (default: 0.3; text: none)")
     parser.add_argument("--temperature", type=float, default=0.7, help="of text (0.7)")
     parser.add_argument("--bytes", type=int, default=256, help="to add to a text (256)")
     parser.add_argument("--seed", type=int, default=0, help="another number, another text (0)")

@@ -25,13 +25,13 @@ class Circuits(Chains):
     says that input i is v; 3·n + (op·n + i)·n + j says that gate i reads j (op 0: XOR, 1: NAND).
     A gate takes two tokens, one for each operand; an input takes the same token twice."""
 
-    name, example = "circuits", "a=1 b=0 c=xor(a,b) d=nand(a,c)"
+    name = "circuits"
     n_nodes, steps, batch_size = 16, 800, 32  # nodes: variables
     state_noise = 0.0  # 0.3, measured, slows the learning down here
     deep_loops = 12  # at most, in training
     about = "each step draws its own number of loops; each time the loss falls, gates get deeper"
     difficulty, guess = "depth of the variable", 0.6  # the share of ones
-    longest, wanted = 11, (0.95, 0.80)  # the test asks for depths 0 … 10
+    longest, wanted, ring_hops = 11, (0.95, 0.80), 0  # the test asks for depths 0 … 10
     halt_threshold = 0.02  # a gate that waits for its operands moves little, too
     near, input_share = 6, 0.2  # operands are among the last 6 variables; share of inputs, at least
 

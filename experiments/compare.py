@@ -17,12 +17,11 @@ import shutil
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import mythos
 from experiments import report, variants
-from experiments.variants import Ends, Text, ToldHops, WeightedOutput
+from experiments.variants import Ends, Text, ToldHops, WeightedOutput, Written
 from mythos import RecurrentDepthTransformer, expect
 from train_tiny import Chains, load_checkpoint, logits_per_loop, mean, train
 
@@ -33,11 +32,13 @@ def measure(kind: str, model: RecurrentDepthTransformer, task, frontier: int) ->
     """What a run's line says about its quality. frontier: how far its curriculum came."""
     n_loops, most = getattr(task, "n_loops", None), variants.MOST_LOOPS
     if isinstance(task, Text):
-        return measure_text(model, task)
-    if not model.recurrent or n_loops == 1:
+        loops = variants.TEXT_LOOPS if model.recurrent and n_loops != 1 else [n_loops or 0]
+        return {"bits_per_byte": task.measure(model, loops)}
+    written = isinstance(model, Written)
+    if not model.recurrent or n_loops == 1 and not written:
         accuracy = task.measure(model, [n_loops or 0])[0]
         if isinstance(task, ToldHops):  # of more hops it was never told
-            accuracy[0][frontier + 1 :] = [None] * (task.longest - frontier - 1)
+            accuracy[task.n_loops][frontier + 1 :] = [None] * (task.longest - frontier - 1)
         return {"accuracy": accuracy}
     if isinstance(model, WeightedOutput):  # it hardly halts
         return {"accuracy": task.measure(model, [task.test_loops])[0]}
@@ -46,10 +47,9 @@ def measure(kind: str, model: RecurrentDepthTransformer, task, frontier: int) ->
     numbers["accuracy"], _ = task.measure(model, list(range(1, most + 1)))
     if kind == "chains":
         numbers["halting"] |= halting_controls(model, task, numbers)
-        numbers["further"] = measure_further(model)
         if not isinstance(task, Ends):  # those were never taught that a loop is a hop
-            numbers["shapes"] = measure_shapes(model)
-    return numbers | dynamics(model, task.test_set()[0][:8])
+            numbers |= measure_shapes(model)
+    return numbers if written else numbers | dynamics(model, task.test_set()[0][:8])
 
 
 def halting_controls(model: RecurrentDepthTransformer, task: Chains, numbers: dict) -> dict:
@@ -76,38 +76,36 @@ def halting_controls(model: RecurrentDepthTransformer, task: Chains, numbers: di
     }
 
 
-def measure_further(model: RecurrentDepthTransformer) -> dict:
-    """14 hops to the end of a chain. Guessing an end is right in 1 of 4."""
-    task, most = Chains(), variants.MOST_LOOPS
-    task.longest, task.decoys = 15, (2, 2, 1)
-    fixed, _ = task.measure(model, [task.longest + 1])
-    halting, _ = task.measure(model, [most], task.halt_threshold)
-    return {"14 hops": fixed[task.longest + 1][-1], "14 hops, halting": halting[most][-1]}
-
-
 def measure_shapes(model: RecurrentDepthTransformer) -> dict:
     """For graphs of shapes that training does not know: the share of all nodes for which, after T
-    loops, the answer is the node T hops further on. Where walks have no end, also with halting."""
+    loops, the answer is the node T hops further on; on rings with halting also what rests."""
     found, n, threshold = {}, Chains.n_nodes, Chains.halt_threshold
-    cases = {shape: (None, variants.WALKS) for shape in variants.SHAPES}
-    only_edges = torch.tensor([threshold] * n + [0.0] * n)
-    cases |= {"ring, edges halt": (only_edges, variants.WALKS)}
-    cases |= {f"{shape}, halting": (threshold, variants.FAR) for shape in variants.SHAPES[3:]}
-    for what, (threshold, loops) in cases.items():
+    cases = dict.fromkeys(variants.SHAPES)  # none halts
+    cases |= {"ring, edges halt": torch.tensor([threshold] * n + [0.0] * n)}
+    cases |= {f"{shape}, halting": threshold for shape in variants.SHAPES}
+    for what, halt in cases.items():
         tokens, queries, successors = shape_set(what.split(",")[0])
-        logits, _ = logits_per_loop(model, tokens, list(loops), threshold)
+        far = what == "ring" or what.endswith("halting")
+        loops = variants.FAR if far else variants.WALKS
+        logits, used = logits_per_loop(model, tokens, list(loops), halt)
         answers = {T: logits[T][:, n:].argmax(dim=-1) for T in loops}
         right = {T: answers[T] == walk(queries, successors, T) for T in loops}
         found[what] = {T: right[T].float().mean().item() for T in loops}
-    return found
+    edges, queries = used.split(n, dim=1)  # of the last, rings with halting
+    rest = {
+        "loops of edges": edges,
+        "edges rest": edges < loops[-1],
+        "queries rest": queries < loops[-1],
+    }
+    return {"shapes": found, "rest": {what: x.float().mean().item() for what, x in rest.items()}}
 
 
 def shape_set(shape: str, size: int = 100, seed: int = 12345) -> tuple[Tensor, Tensor, Tensor]:
     """tokens (S, 2n), queries (S, n) and the successor of each node (S, n).
 
-    "ring": one of all n nodes. "two rings": of n/2 each. "star": all point at one end. "two
-    chains": of n/2 nodes each. "forest": three trees, in which many edges may lead to one node.
-    "random function": each node points anywhere, itself included: trees that lead into rings.
+    "ring": one of all n nodes. "two rings": of n/2 each. "random function": each node points
+    anywhere, itself included: trees that lead into rings. "deep tree": one, about 13 hops deep.
+    "repeated queries": two chains; some nodes are asked about several times, some never.
     """
     n, rng = Chains.n_nodes, torch.Generator().manual_seed(seed)
 
@@ -117,12 +115,13 @@ def shape_set(shape: str, size: int = 100, seed: int = 12345) -> tuple[Tensor, T
     # `order` numbers the nodes anew, and the k-th points at the one with number target[k].
     order, queries, k, half = shuffled(), shuffled(), torch.arange(n), n // 2
     anywhere = torch.rand(size, n, generator=torch.Generator().manual_seed(seed + 1))
+    if shape == "repeated queries":
+        queries = torch.randint(n, (size, n), generator=rng)
     target = {
         "ring": (k + 1) % n,
         "two rings": (k + 1) % half + half * (k // half),
-        "star": torch.zeros_like(k),
-        "two chains": torch.minimum(k + 1, half * (k // half + 1) - 1),
-        "forest": torch.where(k < 3, k, (anywhere * k).long()),  # a node before it
+        "deep tree": (k - 1 - (anywhere * 2).long()).clamp(min=0),  # one of the two before it
+        "repeated queries": torch.minimum(k + 1, half * (k // half + 1) - 1),
         "random function": (anywhere * n).long(),
     }[shape]
     successors = torch.zeros_like(order).scatter(1, order, order.gather(1, target.expand(size, n)))
@@ -148,34 +147,6 @@ def dynamics(model: RecurrentDepthTransformer, tokens: Tensor) -> dict:
             n: mythos.loop_gain(model, tokens, n_loops=n, generator=rng) for n in (0, settled)
         },
     }
-
-
-@torch.no_grad()
-def measure_text(model: RecurrentDepthTransformer, task: variants.Bytes) -> dict:
-    """Bits per byte by loops; of random loop counts also whether halting follows surprise."""
-    n_loops = task.n_loops if model.recurrent else 0
-    if n_loops in (0, 1):
-        return {"bits_per_byte": task.measure(model, [n_loops])}
-    windows, most = task.test_set(), max(variants.TEXT_LOOPS)
-    numbers = {"bits_per_byte": task.measure(model, variants.TEXT_LOOPS)}
-    numbers |= dynamics(model, windows[:2, :-1])
-    if n_loops is not None:  # many loops were never trained
-        return numbers
-    windows, halting = windows[::8], {}
-    full, _ = logits_per_loop(model, windows[:, :-1], [2, most])
-    for L, logits in full.items():
-        surprise = F.cross_entropy(logits.mT, windows[:, 1:], reduction="none") / math.log(2)
-        halting[f"never, {L} loops"] = {"bits_per_byte": surprise.mean().item(), "loops": L}
-    for threshold in (0.3, 0.1, 0.03):
-        logits, used = logits_per_loop(model, windows[:, :-1], [most], threshold)
-        cost = F.cross_entropy(logits[most].mT, windows[:, 1:]) / math.log(2)
-        pair = torch.stack([used.flatten().float(), surprise.flatten()])
-        halting[threshold] = {
-            "bits_per_byte": cost.item(),
-            "loops": pair[0].mean().item(),
-            "correlation with surprise": torch.corrcoef(pair)[0, 1].item(),
-        }
-    return numbers | {"halting": halting}
 
 
 def training_flops(model: RecurrentDepthTransformer, task, steps: int, total_loops: int) -> float:

@@ -44,7 +44,12 @@ def read_runs(path: Path) -> list[dict]:
 
 
 def name_of(run: dict) -> tuple[str, str, int]:
-    return run["task"], run.get("variant") or run["attention"], run["seed"]
+    """Task, variant and seed; the trainer's own runs have instead of a variant an attention."""
+    return (
+        run["task"],
+        run.get("variant") or "{attention}, {steps} steps".format(**run),
+        run["seed"],
+    )
 
 
 def add_run(path: Path, run: dict) -> None:
@@ -57,18 +62,16 @@ def add_run(path: Path, run: dict) -> None:
 
 def load(folder: Path) -> dict[str, Runs]:
     """Of each task the runs of each row of its tables."""
-    results: dict[str, Runs] = {"chains-shapes": {}, "text-halting": {}, "trainer": {}}
+    results: dict[str, Runs] = {"chains-shapes": {}, "trainer": {}}
     for task in VARIANTS:
         results[task] = {}
         for run in read_runs(folder / f"{task}.jsonl"):
             results[task].setdefault(run["variant"], []).append(run)
-    # Two tables are about one variant, and have a row for each shape, or threshold.
-    for task, part in (("chains", "shapes"), ("text", "halting")):
-        for run in results[task].get("loop", []):
-            for row, numbers in run[part].items():
-                results[f"{task}-{part}"].setdefault(row, []).append(numbers)
+    for run in results["chains"].get("loop", []):  # a table with a row for each shape
+        for shape, numbers in run["shapes"].items():
+            results["chains-shapes"].setdefault(shape, []).append(numbers)
     for run in read_runs(folder / "trainer.jsonl"):
-        results["trainer"]["{task}, {attention}, seed {seed}".format(**run)] = [run]
+        results["trainer"]["{}, {}, seed {}".format(*name_of(run))] = [run]
     chains = results["chains"]
     readme = {row: chains[name] for row, name in README_ROWS.items() if name in chains}
     return results | {"readme": readme}
@@ -76,11 +79,11 @@ def load(folder: Path) -> dict[str, Runs]:
 
 README_ROWS = {  # the loop and its strongest opponents, for a reader with two minutes
     "the loop, taught ends": "ends",
-    "the loop, taught ends, on seeds that no recipe saw": "ends-fresh",
     "the same model, run once, taught ends": "one-loop",
     "14 different layers, taught ends": "flat-slow",
     "the loop, taught every hop": "loop",
-    "14 different layers, taught every hop": "flat-flops-told-long",
+    "14 different layers, taught every hop": "flat-told",
+    "one layer, its steps written": "written",
 }
 
 
@@ -101,11 +104,6 @@ def accuracy(run: dict, loops: str | None = None) -> list[float]:
     (usual,) = by_loops if len(by_loops) == 1 else [f"{Chains.test_loops}"]
     shares = by_loops[loops or usual]
     return [float("nan") if share is None else 100 * share for share in shares]
-
-
-def halting(run: dict) -> dict:
-    """Accuracy and loops, by hops or depth; the trainer's own runs have several thresholds."""
-    return run["halting"].get(f"{Chains.halt_threshold}", run["halting"])
 
 
 def bits(run: dict) -> float:
@@ -146,17 +144,11 @@ WORDS = {  # column -> what it says of a row's runs
     "supervision": lambda runs: supervision(runs[0]),
     "seeds": lambda runs: f"{len(runs)}",
     "parameters (active)": parameters,
-    "10 hops, worst seed": lambda runs: spread([min(accuracy(run)[LAST] for run in runs)]),
     "verdict": lambda runs: "PASS" if runs[0]["passed"] else "FAIL",
 }
 LEADS = {  # column -> whose lead over a row's runs, and by what measure
     "the loop's lead at 10 hops": (taught_alike, lambda run: accuracy(run)[LAST], "+.1f"),
     "bits that the loop saves": (lambda _: ("text", "twice"), lambda run: -bits(run), "+.3f"),
-    "bits saved by `experts-twice`": (
-        lambda _: ("text", "experts-twice"),
-        lambda run: -bits(run),
-        "+.3f",
-    ),
     "bits saved over `three-flat`": (lambda _: ("text", "three-flat"), bits, "+.3f"),
     "bits saved over `flat-flops`": (lambda _: ("text", "flat-flops"), bits, "+.3f"),
 }
@@ -165,41 +157,39 @@ MEASURES = {  # column, as a pattern -> what it says of one run; circuits: depth
     r"curriculum's end": lambda run: run["frontier"],
     r"(?:at )?(\d|10) hops(?: \(.*\))?": lambda run, k: accuracy(run)[int(k)],
     r"10 hops, (\d+) loops": lambda run, L: accuracy(run, L)[LAST],
-    r"10 hops, halting": lambda run: 100 * halting(run)["accuracy"][LAST],
+    r"10 hops, halting": lambda run: 100 * run["halting"]["accuracy"][LAST],
     r"worst of 0–5 hops": lambda run: min(accuracy(run)[: NEAR + 1]),
-    r"reach": lambda run: [*(not a >= 90 for a in accuracy(run)), True].index(True) - 1,
     r"0–10 hops, 12 loops": lambda run: mean(accuracy(run)),
-    r"0–10 hops, halting": lambda run: 100 * mean(halting(run)["accuracy"]),
+    r"0–10 hops, halting": lambda run: 100 * mean(run["halting"]["accuracy"]),
     r"0–10 hops, best fixed loop count": lambda run: max(
         mean(accuracy(run, L)) for L in run["accuracy"]
     ),
-    r"loops spent on 0–10 hops": lambda run: mean(halting(run)["loops"]),
+    r"loops spent on 0–10 hops": lambda run: mean(run["halting"]["loops"]),
     r"more loops for 10 hops than for 0": lambda run: (
-        halting(run)["loops"][LAST] - halting(run)["loops"][0]
+        run["halting"]["loops"][LAST] - run["halting"]["loops"][0]
     ),
     r"(\D+), 0–10 hops": lambda run, control: 100 * run["halting"][control],
-    r"(14 hops(?:, halting)?)": lambda run, what: 100 * run["further"][what],
     r"(.*(?:ring|function).*), (\d+) hops": lambda run, what, T: 100 * run["shapes"][what][T],
     r"after (\d+) loops": lambda shares, T: 100 * shares[T],
     r"state norm, loop (\d+)": lambda run, L: run["state_norm"][L],
-    r"mean loops": lambda stop: stop["loops"],
+    r"loops until an edge rests": lambda run: run["rest"]["loops of edges"],
+    r"(edges|queries) that rest": lambda run, which: 100 * run["rest"][f"{which} rest"],
+    r"walks rings": lambda run: 100 * run["checks"][4][1],
     r"most lost by more loops": lambda run: 100 * run["checks"][2][1],
 }
 TWO_DIGITS = {
     r"rho\(A\)": lambda run: run["rho"],
     r"gain, first loop": lambda run: run["gain"]["0"],
     r"gain, after 32 loops": lambda run: run["gain"]["32"],
-    r"correlation with surprise": lambda stop: stop["correlation with surprise"],
 }
 THREE_DIGITS = {
     r"bits per byte": bits,
     r"1 loop, or none": lambda run: [*run["bits_per_byte"].values()][0],
     r"bits, loops: (\d+)": lambda run, L: run["bits_per_byte"][L],
-    r"bits, halting": lambda stop: stop["bits_per_byte"],
     r"most apart from 2 loops on": lambda run: run["checks"][1][1],
 }
 NO_DIGIT = {  # nan: a finished training was only measured again
-    r"seconds": lambda run: run["seconds"] if run["train_seconds"] > 1 else float("nan")
+    r"seconds": lambda run: run["train_seconds"] if run["train_seconds"] > 1 else float("nan")
 }
 
 
@@ -249,26 +239,34 @@ def tables(page: str, results: dict[str, Runs], partial=False) -> list[tuple[str
 # ---- The picture ----
 
 
-def draw_chains(results: dict[str, Runs], path: Path) -> None:
-    """Accuracy by hops, with and without a loop: means, shaded from the worst seed to the best."""
+def draw_walks(results: dict[str, Runs], path: Path) -> None:
+    """Accuracy by hops, 1 to 512: of loops on rings, where a walk has no end; of stacks, which know
+    no more than 12 hops, on chains. Means, shaded from the worst seed to the best."""
     from matplotlib import figure
 
     picture = figure.Figure(figsize=(7.5, 5.2), layout="constrained")
-    axes, hops = picture.subplots(), range(Chains.longest)
-    lines = dict(zip(("ends", "one-loop", "flat-slow"), ("C0o-", "C7x:", "C1s-"), strict=True))
-    lines |= {"loop": "C2^-", "act": "C8P-", "flat-flops-told-long": "C3v-"}
-    for name, style in lines.items():
+    axes, ticks = picture.subplots(), [1, 2, 5, 10, 32, 64, 128, 256, 512]
+    for name, shape, style, label in (
+        ("loop-fresh", "ring, halting", "C0o-", "the loop, halting"),
+        ("loop-fresh", "ring", "C0^--", "the same, none halts"),
+        ("written", "ring, halting", "C2d:", "one layer, each hop written down"),
+        ("flat-told", None, "C3v-", "14 layers, told T, taught 5 hops"),
+        ("flat-slow", None, "C7x-", "14 layers, taught ends 5 hops away"),
+    ):
         runs = results["chains"][name]
-        points = [*zip(*map(accuracy, runs), strict=True)]
-        label = f"{variant_of(runs[0]).what} ({supervision(runs[0])})"
+        curves = [
+            run["shapes"][shape] if shape else dict(enumerate(run["accuracy"]["0"][1:], 1))
+            for run in runs
+        ]
+        points = [[100 * curve[T] for curve in curves] for T in curves[0]]
+        hops, low, high = [*map(int, curves[0])], [*map(min, points)], [*map(max, points)]
         (line,) = axes.plot(hops, [*map(mean, points)], style, label=label)
-        low, high = [*map(min, points)], [*map(max, points)]
         axes.fill_between(hops, low, high, color=line.get_color(), alpha=0.2)
-    axes.axhline(100 * Chains.guess, color="grey", linewidth=1)
-    axes.text(0, 100 * Chains.guess - 1, "guessing", va="top", color="grey")
     axes.axvline(NEAR + 0.5, color="black", linewidth=0.8, linestyle="--")
-    axes.text(NEAR + 0.6, 101, "further than any in training →", fontsize="small")
-    axes.set(xlabel=Chains.difficulty, ylabel="accuracy (%)", ylim=(0, 105))
+    axes.text(NEAR + 0.7, 103, "never taught →", fontsize="small")
+    axes.set(xlabel="hops", ylabel="accuracy (%)", ylim=(0, 110), xscale="log")
+    axes.set_title("Stacks on chains, all others on rings; shaded: all seeds", fontsize="medium")
+    axes.set_xticks(ticks, map(str, ticks))
     picture.legend(fontsize="small", loc="outside lower center", ncols=2)
     picture.savefig(path, dpi=120, format="png")
 
@@ -284,7 +282,7 @@ def write(publish: bool) -> list[Path]:
         for old, _, new in tables(page, results):
             page = page.replace(old, new)
         made[path] = lambda path, page=page: path.write_text(page, "utf-8")
-    made[HERE / "compare-chains.png"] = partial(draw_chains, results)
+    made[HERE / "compare-chains.png"] = partial(draw_walks, results)
     made = {path if publish else Path("runs", path.name): save for path, save in made.items()}
     for path, save in made.items():
         write_atomically(path, save)
@@ -303,9 +301,10 @@ def main(arguments: list[str] | None = None) -> int:
         expect(args.publish or not args.trainings, "trainings", args.trainings, "--publish, too")
         for path in args.trainings:  # of another task, or with other steps, they have other names
             run = {"task": path.stem.split("-")[0]} | json.loads(path.read_text("utf-8"))
-            name = "{task}-{attention}-seed{seed}".format(**run)
-            ok = run["task"] in ("chains", "text") and path.stem == name
-            expect(ok, "trainings", path.name, "chains-… or text-… of the usual steps")
+            expect(
+                run["task"] in VARIANTS, "trainings", path.name, "those of chains, circuits, text"
+            )
+            run["train_seconds"] = run["history"]["seconds"]
             left_out = ("history", "out", "resume", "data", "guess")
             run = {key: value for key, value in run.items() if key not in left_out}
             add_run(RESULTS / "trainer.jsonl", run)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments import text
-from experiments.variants import Bytes, Text
+from experiments.text import Text
 from mythos import RecurrentDepthTransformer
 
 torch.set_num_threads(1)
@@ -66,13 +66,3 @@ def test_bits_and_verdicts(tmp_path, monkeypatch):
     seen, targets, _ = task.batch(torch.Generator().manual_seed(0), 1)
     assert {*seen[:, 0].tolist()} == {0, 1} and torch.equal(targets, seen + 1)  # the next byte
     assert text.readable(b"a\x1b[2J\tb\n\x00\xff\xc3\xa4") == "a·[2J\tb\n··ä"
-
-
-def test_arms_get_the_same_batches():
-    """A pairing by seed of arms that saw other bytes."""
-    task, rng, last = object.__new__(Bytes), torch.Generator(), set()  # without reading any text
-    task.train_data = torch.arange(9000)
-    for task.n_loops in (None, 0, 1, 2):
-        rng.manual_seed(0)
-        last.add([task.batch(rng, 1)[0] for _ in range(9)][-1].sum().item())
-    assert len(last) == 1

@@ -22,7 +22,7 @@ from train_tiny import Task, logits_per_loop, make_parser, run
 class Text(Task):
     """Next-byte prediction on files, some of which are held out whole. A token is a byte."""
 
-    name, example, steps, batch_size, lr_scale = "text", "def ", 1000, 16, 3.0
+    name, steps, batch_size, lr_scale = "text", 1000, 16, 3.0
     context, held_out = 256, 10  # bytes that the model sees; every 10th file is held out,
     test_bytes = 150_000  # and at most so many of their bytes are scored: more take too long;
     most_of_one = None  # of each file so many, from its middle; None: an equal share

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from experiments.circuits import Circuits
 from experiments.text import Text
-from mythos import MythosConfig, RecurrentDepthTransformer, evaluation_mode, expect
+from mythos import MythosConfig, RecurrentDepthTransformer, add_noise, evaluation_mode, expect
 from train_tiny import Chains, Task
 
 # ---- Tasks, and a model ----
@@ -49,7 +49,8 @@ class Ends(Chains):
     each time those farthest away are mastered, a hop more, up to 5.
     """
 
-    steps, deep_loops = 1200, 16
+    # The threshold: it takes two loops or more for a hop, so a state on its way may move little.
+    steps, deep_loops, halt_threshold = 1200, 16, 0.2
     state_noise = 0.0  # 0.3, measured, is too much here: seed 5 got stuck
     n_loops = None  # as in `Counted`
 
@@ -110,6 +111,12 @@ class Ends(Chains):
         return right[hops == frontier].float().mean().item()
 
 
+class OneHop(Counted, Chains):
+    """Taught single hops, in one loop."""
+
+    n_loops, steps = 1, 300
+
+
 class HopEmbedding(nn.Embedding):
     """An embedding that adds to every token a learned vector for T: how far to go.
 
@@ -125,7 +132,9 @@ class HopEmbedding(nn.Embedding):
 
 
 class ToldHops(Chains):
-    """For a model without loops that is told T: taught every hop, as the loop is."""
+    """For a model that is told T, and does not loop: taught every hop, as the loop is."""
+
+    n_loops = 0  # 1: of `Injected`
 
     def prepare(self, model: RecurrentDepthTransformer) -> None:
         vocab_size, d_model = model.embed.weight.shape
@@ -135,7 +144,7 @@ class ToldHops(Chains):
 
     def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
         tokens, targets, self.embed.T = super().batch(generator, frontier)
-        return tokens, targets, 0
+        return tokens, targets, self.n_loops
 
     def advance(self, frontier: int, n_loops: int, loss: float) -> int:
         return super().advance(frontier, self.embed.T, loss)
@@ -146,9 +155,9 @@ class ToldHops(Chains):
         for k in range(self.longest):
             self.embed.T = max(k, 1)
             found, loops = super().measure(*args)
-            right.append(found[0][k])
+            right.append(found[self.n_loops][k])
             used.append(loops[k])
-        return {0: right}, used
+        return {self.n_loops: right}, used
 
 
 class Gates(Counted, Circuits):
@@ -168,7 +177,7 @@ class Shells(Chains):
     """
 
     name, cups, n_nodes, steps = "shells", 5, 12, 1200
-    decoys = (1,)
+    decoys, halt_threshold, state_noise = (1,), 0.2, 0.3
 
     def config(self, attention_type: str) -> MythosConfig:
         n, S = self.n_nodes, len(self.swaps())
@@ -258,29 +267,53 @@ class WeightedOutput(RecurrentDepthTransformer):
         """As in the model; but `states` collects what the coda would get after each loop."""
         found = []
         super().run_loop(e, rope, n_loops, cache, grad_loops, state_noise, found)
-        return self.weigh(e, found, states)[0]
-
-    def run_halting_loop(self, e, rope, n_loops, cache, halt_threshold, states=None):
-        """Whatever the threshold: a token's loops are those with a weight."""
-        found = []
-        super().run_loop(e, rope, n_loops, cache, states=found)
-        return self.weigh(e, found, states)
-
-    def weigh(self, e: Tensor, found: list, states: list | None) -> tuple[Tensor, Tensor]:
-        """What the coda gets of the states found, and the loops with a weight, (N, T)."""
         out = total = torch.zeros_like(e)
         left = torch.ones_like(e[..., :1])
-        halted_at = torch.full(e.shape[:2], len(found), device=e.device)  # if it never halts
-        for t, h in enumerate(found):
+        for h in found:
             out = total + left * h  # all that is left, if this is the last loop
             p = self.halt_head(h).sigmoid()
-            ends = (left - p < 0.01) & (left > 0)
-            weight = torch.where(ends, left, torch.minimum(p, left))
+            weight = torch.where(left - p < 0.01, left, p)
             total, left = total + weight * h, left - weight
-            halted_at = torch.where(ends[..., 0], t + 1, halted_at)
             if states is not None:
                 states.append(out)
-        return out, halted_at
+        return out
+
+
+class InputOnce(RecurrentDepthTransformer):
+    """The loop starts at the input, h_0 = e, and is not offered it again."""
+
+    def initial_state(self, e: Tensor) -> Tensor:
+        return e
+
+    def step(self, h: Tensor, e: Tensor, *args) -> Tensor:
+        return super().step(h, torch.zeros_like(e), *args)
+
+
+class Injected(RecurrentDepthTransformer):
+    """Different blocks instead of the loop's, each once, with all else that a loop has: each gets
+    the input, A and B, and noise on its state. One "loop" is all of them."""
+
+    def run_loop(self, e, rope, n_loops, cache=None, grad_loops=None, state_noise=0.0, states=None):
+        h = self.initial_state(e)
+        for block in self.recurrent:
+            r = self.run_blocks([block], self.loop_norm(h + e), rope)
+            h = add_noise(self.state_update(h, e, r), state_noise)
+        if states is not None:
+            states.append(h)
+        return h
+
+
+class Written(RecurrentDepthTransformer):
+    """Each loop writes its answers down as tokens; the next one has these as its queries. Nothing
+    else is carried on: no state."""
+
+    def step(self, h: Tensor, e: Tensor, rope: Tensor, t: int, cache=None, halted=None) -> Tensor:
+        edges, queries = e.chunk(2, dim=1)
+        if t > 0:
+            answers = self.run_coda(h, rope)[:, queries.shape[1] :].argmax(dim=-1)
+            queries, _ = self.run_prelude(answers)
+        x, slot = torch.cat([edges, queries], dim=1), cache.first_slot(t) if cache else 0
+        return self.run_blocks(self.recurrent, x, rope, cache, slot, halted)
 
 
 # ---- The variants ----
@@ -313,45 +346,47 @@ def stack(layers: int, **more) -> dict:
 # With this d_ff, 3 dense layers have as many parameters as the model with the loop, and 14 as many
 # FLOPs as its 12 loops (a test compares).
 SAME_PARAMS, SAME_FLOPS = stack(3, d_ff=448), stack(14, d_ff=222)
-NO_NORM, ONE_IN_LOOP = dict(embed_norm=False), dict(recurrent_layers=1)
 ALL_IN_LOOP = dict(prelude_layers=0, recurrent_layers=3, coda_layers=0)
-# One of four routed experts and a shared one, which together are as wide as the dense layer.
-EXPERTS = dict(num_experts=4, num_experts_per_token=1, d_expert=64)
 
+FRESH = tuple(range(25, 35))  # no recipe saw these seeds
 NONE, ONCE, TWICE = (dict(n_loops=n) for n in range(3))
 PLAIN_ONCE = ONCE | dict(prelude_lr=1.0)  # see `Counted`
 SLOW = NONE | dict(lr_scale=0.5)  # the rate that suits deep stacks better (seed 5)
-LONG = NONE | dict(steps=3 * Text.steps // 2)  # the FLOPs of four layers, two of them looped twice
+# Ten hops need three times the steps, at half the rate; `injected` learns at the usual one.
+TEN = dict(steps=1200, train_hops=10, lr_scale=0.5)
+TWELVE, ALL = dict(recurrent_layers=12), dict(steps=800, n_loops=1, prelude_lr=1.0)
+NEAR = ONCE | dict(train_hops=1)
+ONE_LAYER = dict(prelude_layers=0, coda_layers=0, num_experts=0)
 
 VARIANTS = {
     "chains": {
         "loop": Variant("the loop of train_tiny.py"),
-        "loop-fresh": Variant("the same, on fresh seeds", seeds=tuple(range(25, 32))),
+        "loop-fresh": Variant("the same, on fresh seeds", seeds=FRESH),
+        "loop-long": Variant("the same, 1,200 steps", settings=dict(steps=1200), seeds=FRESH),
         "no-noise": Variant("no noise on the state in training", settings=dict(state_noise=0.0)),
         "ends": Variant("the loop, taught ends only", Ends),
-        "ends-fresh": Variant(
-            "the loop, taught ends; fresh seeds", Ends, seeds=(15, 16, 17, 18, 19)
-        ),
+        "ends-fresh": Variant("the same, on fresh seeds", Ends, seeds=tuple(range(15, 20))),
         "one-loop": Variant("the model once, prelude like any block", Ends, {}, PLAIN_ONCE),
         "flat-slow": Variant("14 layers, half the learning rate", Ends, SAME_FLOPS, SLOW),
-        "flat-flops": Variant("14 layers", Ends, SAME_FLOPS, NONE),
-        "flat-flops-told-long": Variant(
-            "14 layers, told T, twice the steps", ToldHops, SAME_FLOPS, dict(steps=800)
-        ),
-        "act": Variant("ACT, loops free: a weighted sum of all states", model=WeightedOutput),
+        "flat-told": Variant("14 layers, told T, 800 steps", ToldHops, SAME_FLOPS, dict(steps=800)),
+        "flat-told-ten": Variant("14 layers, told T, taught 10 hops", ToldHops, SAME_FLOPS, TEN),
+        "injected": Variant("14 blocks, told T, as in a loop", ToldHops, TWELVE, ALL, Injected),
+        "written": Variant("1 layer, each hop written down", OneHop, ONE_LAYER, {}, Written),
+        "written-ends": Variant("1 layer, ends written down", Ends, ONE_LAYER, ONCE, Written),
+        "written-near": Variant("the same, ends 1 hop away", Ends, ONE_LAYER, NEAR, Written),
+        "input-once": Variant("the loop, its input given once", model=InputOnce),
+        "weighted": Variant("a weighted sum of all states (ACT's)", model=WeightedOutput),
         "free-a": Variant("A unconstrained", config=dict(spectral_radius_target=None)),
     },
     "circuits": {
         "loop": Variant("the loop of circuits.py", Gates),
         "one-loop": Variant("the model once, prelude like any block", Gates, {}, PLAIN_ONCE),
         "flat-params": Variant("3 layers, same parameters", Gates, SAME_PARAMS, NONE),
-        "flat-flops": Variant("14 layers, same FLOPs as 12 loops", Gates, SAME_FLOPS, NONE),
         "flat-slow": Variant("14 layers, half the learning rate", Gates, SAME_FLOPS, SLOW),
     },
     "shells": {
         "loop": Variant("the loop, without a coda", Shells),
         "once-told": Variant("2 layers, told T", ToldShells, stack(2)),
-        "flat-told": Variant("13 layers, told T, FLOPs of 12 loops", ToldShells, stack(13)),
         "flat-told-slow": Variant("13 layers, told T, half the rate", ToldShells, stack(13), SLOW),
         "coda": Variant("the loop with a coda", Shells, dict(coda_layers=1)),
         "three": Variant("three cups instead of five", Shells, {}, dict(cups=3)),
@@ -359,16 +394,11 @@ VARIANTS = {
     "text": {
         "one-loop": Variant("the same model, always one loop", Bytes, {}, ONCE),
         "twice": Variant("always two loops", Bytes, {}, TWICE),
-        "no-embed-norm": Variant("two loops, embed_norm = False", Bytes, NO_NORM, TWICE),
         "loop": Variant("random loop counts: the loop of text.py", Bytes),
         "flat-params": Variant("4 layers, same parameters", Bytes, stack(4), NONE),
         "flat-flops": Variant("6 layers, same FLOPs as two loops", Bytes, stack(6), NONE),
-        "flat-long": Variant("4 layers, 1.5 times the steps", Bytes, stack(4), LONG),
         "three-flat": Variant("3 layers, no loop", Bytes, stack(3), NONE),
-        "three-middle": Variant("3 layers, the middle one twice", Bytes, ONE_IN_LOOP, TWICE),
         "three-all": Variant("3 layers, all of them twice", Bytes, ALL_IN_LOOP, TWICE),
-        "experts-twice": Variant("experts, always two loops", Bytes, EXPERTS, TWICE),
-        "experts-once": Variant("experts, always one loop", Bytes, EXPERTS, ONCE),
     },
 }
 
@@ -385,7 +415,8 @@ def find(kind: str, name: str) -> Variant:
 
 # What is measured of those that have a loop.
 MOST_LOOPS = 32
-SHAPES = ("star", "forest", "two chains", "random function", "two rings", "ring")
-WALKS, FAR = (2, 5, 8, 10, 16, 32, 64), (64, 512)  # hops, on those shapes
+SHAPES = ("deep tree", "repeated queries", "random function", "two rings", "ring")
+WALKS = (1, 2, 5, 8, 10, 16, 32, 64)  # hops, on those shapes
+FAR = (*WALKS, 128, 256, 512)  # on rings, and with halting on all
 NORM_LOOPS = (1, 16, 256)  # where the tables show the norm of the state
 TEXT_LOOPS = [1, 2, 3, 4, 8]
