@@ -348,7 +348,7 @@ def stack(layers: int, **more) -> dict:
 SAME_PARAMS, SAME_FLOPS = stack(3, d_ff=448), stack(14, d_ff=222)
 ALL_IN_LOOP = dict(prelude_layers=0, recurrent_layers=3, coda_layers=0)
 
-FRESH = tuple(range(25, 35))  # no recipe saw these seeds
+FRESH = tuple(range(25, 35))  # no recipe was tuned on these seeds
 NONE, ONCE, TWICE = (dict(n_loops=n) for n in range(3))
 PLAIN_ONCE = ONCE | dict(prelude_lr=1.0)  # see `Counted`
 SLOW = NONE | dict(lr_scale=0.5)  # the rate that suits deep stacks better (seed 5)
