@@ -51,6 +51,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+if not hasattr(F, "grouped_mm"):
+    raise ImportError(f"mythos.py needs torch 2.10 or newer; this is {torch.__version__}")
+
 # ------------------------------------------------------------------------------------------------
 # Config
 # ------------------------------------------------------------------------------------------------
@@ -381,8 +384,10 @@ class RecurrentDepthTransformer(nn.Module):
         temperature, top_k, top_p: see `sample`. A sequence that has produced eos_token is padded
         with it; generation ends early when every one has. n_loops and halt_threshold are forward's.
         Raises ValueError for arguments out of range, if prompt and new tokens exceed
-        config.max_seq_len, and if the logits contain +inf or nan.
+        config.max_seq_len, and if weights or logits contain +inf or nan.
         """
+        # On a CPU torch's attention gives 0 where all scores are nan: the logits would not tell.
+        expect(all(p.isfinite().all() for p in self.parameters()), "weights", "inf, nan", "finite")
         how = dict(temperature=temperature, top_k=top_k, top_p=top_p)
         n_loops = check_call(self, tokens, n_loops=n_loops, halt_threshold=halt_threshold,
                              max_new_tokens=max_new_tokens, eos_token=eos_token, **how)  # fmt: skip
@@ -469,11 +474,8 @@ def make_block(c: SimpleNamespace, moe: bool = False) -> Block:
         attention = MultiHeadLatentAttention(**common, norm_eps=c.norm_eps)
     else:
         attention = GroupedQueryAttention(**common, n_kv_heads=c.n_kv_heads)
-    if moe:
-        routed = c.num_experts, c.num_experts_per_token
-        ffn = MixtureOfExperts(c.d_model, c.d_expert, *routed, c.num_shared_experts)
-    else:
-        ffn = SwiGLU(c.d_model, c.d_ff)
+    experts = c.num_experts, c.num_experts_per_token, c.num_shared_experts
+    ffn = MixtureOfExperts(c.d_model, c.d_expert, *experts) if moe else SwiGLU(c.d_model, c.d_ff)
     return Block(c.d_model, attention, ffn, c.norm_eps)
 
 
@@ -1130,13 +1132,12 @@ def print_sizes() -> None:
     """Mythos sizes. layers: prelude + recurrent × max loops + coda.
 
     active: parameters that one token uses; executed: with the loop's counted L times.
-    cache: bytes per token at L loops in bf16. tokens: 20 per active parameter (Chinchilla);
-    FLOPs: to train on them. Extrapolated: Parcae fitted its laws below 1.3e20 FLOPs.
+    MLA, GQA: cache bytes per token at L loops in bf16. tokens: 20 per active parameter
+    (Chinchilla); FLOPs: to train on them. Extrapolated: Parcae fitted its laws below 1.3e20 FLOPs.
     """
     print(*(line.strip() for line in print_sizes.__doc__.splitlines()), sep="\n")
     line = "{:>5} {:>9} {:>9} {:>11}  {:<10} {:<11} {:>8} {:>10} {:>10} {:>7} {:>8}".format
-    print(line(*"size total active executed layers experts context MLA-cache GQA-cache tokens "
-               "FLOPs".split()))  # fmt: skip
+    print(line(*"size total active executed layers experts context MLA GQA tokens FLOPs".split()))
     for name, kw in SIZES.items():
         with torch.device("meta"):  # shapes without memory
             mla, gqa = (RecurrentDepthTransformer(**kw, attention_type=a) for a in ("mla", "gqa"))

@@ -909,6 +909,8 @@ BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by n
     (lambda m, batch_size=1, length=4: m.new_cache(batch_size, length),
      dict(batch_size=(0, True), length=(0, 4.0, 49))),
     (lambda m, length: m.generate(X, length), dict(length=(45,))),
+    (lambda m, weights: (m.recurrent[0].attention.q_proj.weight.data.fill_(weights),
+                         m.generate(X, 1)), dict(weights=(NaN, inf))),
     (lambda m, **bad: diagnostics(m, X, **bad), dict(n_loops=(0, -1))),
     (lambda m, **bad: mythos.loop_gain(m, X, **bad), dict(n_loops=(-1,), iterations=(0, 2.5))),
     (lambda m, **bad: mythos.flops_per_token(m, **bad), dict(n_loops=(-1,), context=(-1, NaN))),
