@@ -53,13 +53,16 @@ def measure(kind: str, model: RecurrentDepthTransformer, task, frontier: int) ->
 
 
 def halting_controls(model: RecurrentDepthTransformer, task: Chains, numbers: dict) -> dict:
-    """Accuracy over all hops with as many loops, but other tokens that stop, or at other times."""
+    """Accuracy over all hops with as many loops, but other tokens that stop, or at other times; and
+    the loops that are run until the last token of a call has stopped."""
     accuracy, used = numbers["accuracy"], numbers["halting"]["loops"]
     threshold, most, n = task.halt_threshold, variants.MOST_LOOPS, task.n_nodes
     # Random exit: as many queries leave after L loops as with halting, but not those that are done.
     tokens, _, distance = task.test_set()
     exits = [logits_per_loop(model, part, [most], threshold)[1] for part in tokens.split(125)]
-    exits = torch.cat(exits)[:, n:][distance >= 0]
+    exits = torch.cat(exits)
+    run = {size: [part.max().item() for part in exits.split(size)] for size in (1, 32)}
+    exits = exits[:, n:][distance >= 0]
     share = (exits.bincount(minlength=most + 1) / len(exits)).tolist()
 
     def some_halt(edges: float, queries: float) -> float:
@@ -73,6 +76,7 @@ def halting_controls(model: RecurrentDepthTransformer, task: Chains, numbers: di
         "only edges halt": some_halt(threshold, 0.0),
         "only queries halt": some_halt(0.0, threshold),
         "none halts": mean(accuracy[most]),
+        "loops run": {size: mean(longest) for size, longest in run.items()},
     }
 
 

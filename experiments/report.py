@@ -165,6 +165,7 @@ MEASURES = {  # column, as a pattern -> what it says of one run; circuits: depth
         mean(accuracy(run, L)) for L in run["accuracy"]
     ),
     r"loops spent on 0–10 hops": lambda run: mean(run["halting"]["loops"]),
+    r"loops run, (\d+) at a time": lambda run, size: run["halting"]["loops run"][size],
     r"more loops for 10 hops than for 0": lambda run: (
         run["halting"]["loops"][LAST] - run["halting"]["loops"][0]
     ),

@@ -363,7 +363,6 @@ VARIANTS = {
         "loop": Variant("the loop of train_tiny.py"),
         "loop-fresh": Variant("the same, on fresh seeds", seeds=FRESH),
         "loop-long": Variant("the same, 1,200 steps", settings=dict(steps=1200), seeds=FRESH),
-        "no-noise": Variant("no noise on the state in training", settings=dict(state_noise=0.0)),
         "ends": Variant("the loop, taught ends only", Ends),
         "ends-fresh": Variant("the same, on fresh seeds", Ends, seeds=tuple(range(15, 20))),
         "one-loop": Variant("the model once, prelude like any block", Ends, {}, PLAIN_ONCE),
@@ -376,7 +375,6 @@ VARIANTS = {
         "written-near": Variant("the same, ends 1 hop away", Ends, ONE_LAYER, NEAR, Written),
         "input-once": Variant("the loop, its input given once", model=InputOnce),
         "weighted": Variant("a weighted sum of all states (ACT's)", model=WeightedOutput),
-        "free-a": Variant("A unconstrained", config=dict(spectral_radius_target=None)),
     },
     "circuits": {
         "loop": Variant("the loop of circuits.py", Gates),
