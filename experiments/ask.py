@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Ask a trained model. Chains: edges, one out of each node; the end of a chain points to itself.
+"""Ask what train_tiny.py has trained: edges, one out of each node; an end points to itself.
 
 python -m experiments.ask "0-4 3-1 4-3 1-1 2-2"
-python -m experiments.ask "def " --checkpoint runs/text-mla-seed0.pt
 """
 
 import argparse
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from experiments.text import readable
 from mythos import expect
 from train_tiny import load_checkpoint, load_model, logits_per_loop
 
@@ -32,21 +30,12 @@ def read_chains(text: str, n: int) -> tuple[list, list, list, int]:
 
 
 def answer(args: argparse.Namespace) -> str:
-    """A table: the names, the answers after each loop and with halting, the truth. Or a text."""
-    for flag, least in dict(loops=1, halt=0, temperature=0, bytes=1, seed=0).items():
+    """A table: the nodes, the answers after each loop and with halting, the truth."""
+    for flag, least in dict(loops=1, halt=0).items():
         got = vars(args)[flag]
         expect(got is None or least <= got < 1e18, f"--{flag}", got, f"{least} to 1e18")
     recipe, model = load_checkpoint(args.checkpoint)["recipe"], load_model(args.checkpoint)
-    text = recipe["name"].startswith("text")
-    expect(text or recipe["name"] == "chains", "--checkpoint", recipe["name"], "chains or text")
-    if text:
-        prompt, most = list(args.question.encode()), model.config.max_seq_len
-        fits = len(prompt) + args.bytes <= most
-        expect(fits, "--bytes", args.bytes, f"at most {most}, those of the question included")
-        how = dict(n_loops=args.loops, halt_threshold=args.halt, temperature=args.temperature)
-        rng = torch.Generator().manual_seed(args.seed)
-        ids = model.generate(torch.tensor([prompt]), args.bytes, **how, top_p=0.95, generator=rng)
-        return readable(bytes(ids[0].tolist()))
+    expect(recipe["name"] == "chains", "--checkpoint", recipe["name"], "one of chains")
     n, halt = recipe["n_nodes"], recipe["halt_threshold"] if args.halt is None else args.halt
     tokens, names, truth, needed = read_chains(args.question, n)  # what is asked comes last
     loops, ids = args.loops or needed + 2, torch.tensor([tokens])
@@ -64,13 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(epilog=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     path = "runs/chains-mla-seed0.pt"
-    parser.add_argument("question", help="chains, or the beginning of a text")
+    parser.add_argument("question", help="edges, such as 0-4")
     parser.add_argument("--checkpoint", type=Path, default=path, help=f"default: {path}")
-    parser.add_argument("--loops", type=int, help="as many as needed, and 2 more; text: 2")
-    parser.add_argument("--halt", type=float, help="threshold (default: 0.3; text: none)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="of text (0.7)")
-    parser.add_argument("--bytes", type=int, default=256, help="to add to a text (256)")
-    parser.add_argument("--seed", type=int, default=0, help="another number, another text (0)")
+    parser.add_argument("--loops", type=int, help="default: as many as needed, and 2 more")
+    parser.add_argument("--halt", type=float, help="threshold (default: that of its training)")
     args = parser.parse_args(arguments)
     try:
         print(answer(args))

@@ -13,6 +13,7 @@ interrupted goes on from its checkpoint. variants.py says what is trained.
 import argparse
 import math
 import platform
+import re
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 import mythos
 from experiments import report, variants
-from experiments.variants import Ends, Text, ToldHops, WeightedOutput, Written
+from experiments.variants import Ends, Table, Text, ToldHops, Written
 from mythos import RecurrentDepthTransformer, expect
 from train_tiny import Chains, load_checkpoint, logits_per_loop, mean, train
 
@@ -34,14 +35,15 @@ def measure(kind: str, model: RecurrentDepthTransformer, task, frontier: int) ->
     if isinstance(task, Text):
         loops = variants.TEXT_LOOPS if model.recurrent and n_loops != 1 else [n_loops or 0]
         return {"bits_per_byte": task.measure(model, loops)}
+    if isinstance(task, Table):
+        halts = {"none halts": None, "halting": task.halt_threshold}
+        return {"walk": {how: task.walk(model, threshold) for how, threshold in halts.items()}}
     written = isinstance(model, Written)
     if not model.recurrent or n_loops == 1 and not written:
         accuracy = task.measure(model, [n_loops or 0])[0]
         if isinstance(task, ToldHops):  # of more hops it was never told
             accuracy[task.n_loops][frontier + 1 :] = [None] * (task.longest - frontier - 1)
         return {"accuracy": accuracy}
-    if isinstance(model, WeightedOutput):  # it hardly halts
-        return {"accuracy": task.measure(model, [task.test_loops])[0]}
     halted, used = task.measure(model, [most], task.halt_threshold)
     numbers = {"halting": {"accuracy": halted[most], "loops": used}}
     numbers["accuracy"], _ = task.measure(model, list(range(1, most + 1)))
@@ -201,7 +203,8 @@ def show(kind: str, folder: Path) -> None:
     there = report.tables(page, published | {kind: same}, True)
     both = zip(report.tables(page, here, True), there, strict=True)
     for (_, task, ours), (_, _, theirs) in both:
-        if task == kind and ours.count("\n") > 3:
+        cells = "".join(row.split("|", 2)[2] for row in ours.splitlines()[3:])
+        if task == kind and re.search(r"\d", cells):  # else it is not about these variants
             print(f"\nHere:\n{ours}Published, with the same seeds:\n{theirs}")
 
 

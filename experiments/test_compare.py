@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Tests of variants.py, compare.py and report.py. Docstrings name the mistakes."""
 
-import itertools
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import mythos
 from experiments import compare, report, text, variants
 from experiments.variants import VARIANTS, Circuits, Text
-from mythos import RecurrentDepthTransformer, flops_per_token, num_params
+from mythos import flops_per_token, num_params
 from test_mythos import edges_of, walk
 from train_tiny import Chains
 
@@ -76,7 +77,7 @@ def test_runs_go_on_and_stay_apart(small, tmp_path, monkeypatch, capsys):
 def test_flat_models_are_as_large_or_as_expensive_as_the_loop(monkeypatch):
     """A comparison between models of unequal size."""
     monkeypatch.setattr(text, "read_pieces", lambda data: [bytes(range(250))] * 40)
-    answers = dict(chains=(12, 20), circuits=(12, 24), shells=(12, 18), text=(2, 128))
+    answers = dict(chains=(12, 20), circuits=(12, 24), text=(2, 128))
     for kind, (n_loops, context) in answers.items():  # context: the mean in a sequence
         models = {name: row.build()[0] for name, row in VARIANTS[kind].items()}
         for name in (name for name in models if "flat" in name or name == "injected"):
@@ -138,53 +139,26 @@ def test_told_model_gets_what_the_loop_gets():
     assert told == [1, *range(1, 11)] and found[0][7:] == [None] * 4 and None not in found[0][:7]
 
 
-@pytest.mark.parametrize("name, k", [("three", 3), ("flat-told-slow", 5)])
-def test_balls_are_where_swaps_bring_them(name, k):
-    """A swap of another node or other cups, or made twice; an answer from further away than told; a
-    test of other chains; a hop more before places are right."""
-    _, task = VARIANTS["shells"][name].build()
-    n, task.test_size, played = 12, 50, set()
-    pairs = [(0, 0), *itertools.combinations(range(k), 2)]
+def test_tables_of_functions(monkeypatch):
+    """An answer of another table, or a hop off; a walk scored at other loops than hops; loops that
+    the curriculum does not allow yet."""
+    task, rng = variants.Table(), torch.Generator().manual_seed(0)
+    for frontier in (1, 5):
+        tokens, targets, T = task.batch(rng, frontier)
+        for (*f, start), want in zip(tokens.tolist(), targets.tolist(), strict=True):
+            assert want == [*f, walk(f, start, T)]
+    assert {task.draw_loops(rng, 5) for _ in range(99)} == {1, 2, 3, 4, 5}
 
-    def play(row: list[int], T: int):
-        """For each query its answer's token, and how many hops that took."""
-        leads = dict(divmod(token - n * k, n) for token in row[:n])
-        acts = dict(divmod(token - n * k - n * n, len(pairs)) for token in row[n : 2 * n])
-        assert all(leads[i] != i or s == 0 for i, s in acts.items()), "an end swaps none"
-        played.update(acts.values())
-        for token in row[2 * n :]:
-            (place, node), hops = divmod(token, n), 0
-            while hops < T and leads[node] != node:
-                i, j = pairs[acts[node]]
-                place, node, hops = {i: j, j: i}.get(place, place), leads[node], hops + 1
-            yield place * n + node, hops
+    def run(model, tokens, most, threshold):  # a state is the node; with halting 4 loops suffice
+        loops = range(1, 5 if threshold else most + 1)
+        states = [torch.tensor([walk(row, row[-1], T) for row in tokens.tolist()]) for T in loops]
+        return None, states, None, None
 
-    for seed in range(6):
-        tokens, targets, T = task.batch(torch.Generator().manual_seed(seed), (3, 12)[seed % 2])
-        T = T or task.embed.T
-        for row, want in zip(tokens.tolist(), targets.tolist(), strict=True):
-            answers = [answer if hops <= 5 else -100 for answer, hops in play(row, T)]
-            assert want == [(token - n * k) % n for token in row[:n]] + [-100] * n + answers
-    assert played == {*range(len(pairs))} and tokens.max() < task.config("mla").vocab_size
-    for row, want, far in zip(*(x.tolist() for x in task.test_set()), strict=True):
-        answers = [(answer, max(d, 0)) for answer, d in zip(want, far, strict=True)]
-        assert answers == [*play(row, n)] and sorted(far) == [*range(-1, 11)]
-    assert [variants.Shells().advance(1, 1, loss) for loss in (0.11, 0.09)] == [1, 2]
-
-
-def test_weighted_output_by_hand():
-    """Weights that do not add up to 1, or that go on after the last loop that counts; a training
-    without the noise that the loop gets."""
-    model, _ = VARIANTS["chains"]["weighted"].build()
-    torch.nn.init.zeros_(model.halt_head.weight)
-    for p, weights in ((0.3, [0.3, 0.3, 0.3, 0.1, 0]), (0.497, [0.497, 0.503, 0, 0, 0])):
-        torch.nn.init.constant_(model.halt_head.bias, torch.tensor(p).logit())
-        (e, rope), found, states = model.run_prelude(torch.arange(6)[None]), [], []
-        RecurrentDepthTransformer.run_loop(model, e, rope, 5, states=states)
-        out = model.run_loop(e, rope, 5, states=found)
-        torch.testing.assert_close(out, sum(w * h for w, h in zip(weights, states, strict=True)))
-        torch.testing.assert_close(found[1], p * states[0] + (1 - p) * states[1])
-        assert not torch.equal(model.run_loop(e, rope, 5, state_noise=0.3), out)
+    monkeypatch.setattr(mythos, "run_every_loop", run)
+    model, task.train_loops = SimpleNamespace(run_coda=lambda h, _: torch.eye(12)[h][:, None]), 1
+    assert task.walk(model, None) == [1.0] * 64
+    halted = task.walk(model, 0.3)
+    assert len(halted) == 64 and halted[:4] == [1.0] * 4 and halted[4] < 0.9
 
 
 def test_other_loops_by_hand():

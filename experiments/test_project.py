@@ -102,7 +102,8 @@ def test_six_files_stand_alone(tmp_path):
 
 
 def test_import_is_quiet_and_light():
-    """A print, a package or a global setting from the import; `import *` that fails (flaw 20)."""
+    """A print, a package or a global setting from the import; `import *` that fails (flaw 20); an
+    old torch that fails later, at a name that it lacks."""
     code = """if True:
         import sys, torch
         get = lambda: (torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed())
@@ -110,8 +111,13 @@ def test_import_is_quiet_and_light():
         from mythos import *
         new = {name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
         print(sorted(new - {"torch"}), get() == settings, RecurrentDepthTransformer.__name__)"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (run.stdout, run.stderr) == ("['mythos'] True RecurrentDepthTransformer\n", "")
+    old = "import torch.nn.functional as F\ndel F.grouped_mm\nimport mythos"
+    one, two = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        for code in (code, old)
+    )
+    assert (one.stdout, one.stderr) == ("['mythos'] True RecurrentDepthTransformer\n", "")
+    assert "ImportError: mythos.py needs torch 2.10 or newer; this is 2." in two.stderr
 
 
 def test_snippets_run_and_print_what_they_say(tmp_path, monkeypatch, capsys):
@@ -122,9 +128,10 @@ def test_snippets_run_and_print_what_they_say(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Chains, "test_size", 4)
     snippets = re.findall(r"(?s)```python\n(.*?)```", README)
     (own,) = re.findall(r"(?s)from Python .*?:\n\n(    .*?)\n\n\S", train_tiny.__doc__)
+    own = "if True:\n" + own.replace("=800", "=1")
     wanted = [re.findall(r"^print\(.*\n# (.*\n)", code, re.M) for code in snippets]
     assert len(snippets) >= 3 and any(wanted)
-    for code, out in zip([*snippets, "if True:\n" + own.replace("=800", "=1")], [*wanted, []]):
+    for code, out in zip([*snippets, own], [*wanted, []], strict=True):
         capsys.readouterr()
         exec(code, {})
         printed = capsys.readouterr().out

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What is compared: the models of train_tiny.py, circuits.py and text.py, slightly changed, and a
-shell game.
+"""What is compared: the models of train_tiny.py, circuits.py and text.py, slightly changed, and
+another project's benchmark.
 
 VARIANTS, at the end, has a row for each. To add a variant, add a row:
 
@@ -9,7 +9,6 @@ VARIANTS, at the end, has a row for each. To add a variant, add a row:
 With one seed, all that are taught alike get the same batches, until their curricula part.
 """
 
-import itertools
 import re
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+import mythos
 from experiments.circuits import Circuits
 from experiments.text import Text
 from mythos import MythosConfig, RecurrentDepthTransformer, add_noise, evaluation_mode, expect
@@ -160,123 +160,60 @@ class ToldHops(Chains):
         return {self.n_loops: right}, used
 
 
-class Gates(Counted, Circuits):
-    """Circuits for a model of one loop, or of none."""
+class Table(Chains):
+    """Another project's benchmark (github.com/duongtrongnguyen123/recurrent-depth-ttc).
 
-
-class Shells(Chains):
-    """A shell game: k cups, a ball under one of them. Each node of a chain swaps two cups, or none;
-    its end swaps none. Where is the ball after T hops?
-
-    That is a product of T permutations, seen by one ball; the swaps of five cups generate S_5.
-
-    Tokens: i + n·p says that the ball is in place p, and at node i; then follow, from E = n·k on,
-    the edges, E + n·i + j, and what a node does, E + n² + S·i + s for swap s of S. A sequence is n
-    of each: edges, swaps, queries. An answer is a token of the first kind; an edge i→j is scored
-    as token j, a swap is not scored. The model has no coda: the head reads the state itself.
+    Twelve tokens are the table of a random function f: the i-th says what f(i) is. A last one says
+    where to start; after T loops its answer is f applied T times. The table's tokens are scored,
+    too, whatever T is: their answer is themselves. In training T is at most `train_loops`.
     """
 
-    name, cups, n_nodes, steps = "shells", 5, 12, 1200
-    decoys, halt_threshold, state_noise = (1,), 0.2, 0.3
+    name, n_nodes, batch_size, steps, train_loops = "table", 12, 96, 1000, 8
 
     def config(self, attention_type: str) -> MythosConfig:
-        n, S = self.n_nodes, len(self.swaps())
-        size = n * self.cups + n * n + n * S
-        dense = dict(vocab_size=size, num_experts=0, coda_layers=0)
-        return replace(super().config(attention_type), **dense)
+        return replace(super().config(attention_type), vocab_size=self.n_nodes)
 
-    def swaps(self) -> Tensor:
-        """(S, k): where each swap brings a ball from each place. The first swaps nothing."""
-        pairs = [(0, 0), *itertools.combinations(range(self.cups), 2)]
-        swaps = torch.arange(self.cups).repeat(len(pairs), 1)
-        for row, (i, j) in zip(swaps, pairs, strict=True):
-            row[i], row[j] = j, i
-        return swaps
-
-    def games(self, lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
-        """tokens (B, 3n); for each query its node and the ball's place after 0 … n hops, (B, n)
-        each, as i + n·p."""
-        swaps = self.swaps()
-        n, B, S = self.n_nodes, len(lengths), len(swaps)
-        tokens, node, successors, _ = self.sequences(lengths, generator)
-
-        def random(most: int) -> Tensor:
-            return torch.randint(most, (B, n), generator=generator)
-
-        swap = random(S).masked_fill(successors == torch.arange(n), 0)
-        place, listed = random(self.cups), torch.rand(B, n, generator=generator).argsort(dim=1)
-        path = [node + n * place]
-        for _ in range(n):
-            place = swaps[swap.gather(1, node), place]
-            node = successors.gather(1, node)
-            path.append(node + n * place)
-        edges, acts = tokens[:, :n] - n, n * n + S * listed + swap.gather(1, listed)
-        return torch.cat([n * self.cups + edges, n * self.cups + acts, path[0]], dim=1), path
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
+        """Half of the steps use as many loops as the curriculum allows, the rest 1 to as many."""
+        drawn = int(torch.randint(1 - frontier, frontier + 1, (), generator=generator))
+        return drawn if drawn > 0 else frontier
 
     def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
-        """As of `Chains`: only answers at most 5 hops away are scored."""
-        n, B, T = self.n_nodes, self.batch_size, self.draw_loops(generator, frontier)
-        longest = torch.randint(2, n + 1, (B, 1), generator=generator)
-        lengths = 1 + (torch.rand(B, n, generator=generator) * longest).long()
-        tokens, path = self.games(lengths, generator)
-        near = path[T] % n == path[min(T, self.train_hops)] % n
-        leads_to = (tokens[:, :n] - n * self.cups) % n
-        answers = torch.where(near, path[T], -100)
-        return tokens, torch.cat([leads_to, torch.full_like(answers, -100), answers], dim=1), T
+        n, T = self.n_nodes, self.draw_loops(generator, frontier)
+        tokens = torch.randint(n, (self.batch_size, n + 1), generator=generator)
+        table, node = tokens.split([n, 1], dim=1)
+        for _ in range(T):
+            node = table.gather(1, node)
+        return tokens, torch.cat([table, node], dim=1), T
 
     def advance(self, frontier: int, n_loops: int, loss: float) -> int:
-        """Curriculum. At a loss of 0.2, as of `Chains`, nodes are right, but places not yet."""
-        mastered = n_loops == frontier < self.train_loops and loss < 0.1
+        """Curriculum. Of 13 answers only one is not given away, so the loss starts small."""
+        mastered = n_loops == frontier < self.train_loops and loss < 0.03
         return frontier + 1 if mastered else frontier
 
-    def test_set(self) -> tuple[Tensor, Tensor, Tensor]:
-        """As of `Chains`; an answer is the ball's place and node, a decoy a chain of one node."""
-        generator, size = torch.Generator().manual_seed(12345), self.test_size
-        lengths = torch.tensor([(self.longest, *self.decoys)]).expand(size, -1)
-        tokens, path = self.games(lengths, generator)
-        end = path[-1] % self.n_nodes
-        moved = torch.stack([at % self.n_nodes != end for at in path])
-        hops = moved.sum(dim=0)
-        alone = (hops == 0) & (end != end.mode(dim=1, keepdim=True).values)
-        return tokens, path[-1], hops.masked_fill(alone, -1)
+    @torch.no_grad()
+    def walk(self, model: RecurrentDepthTransformer, threshold: float | None) -> list[float]:
+        """For 1 to 64·n hops, the share of 500 starts for which the answer is right after as many
+        loops."""
+        most, n, right, rng = 64 * self.train_loops, self.n_nodes, [], torch.Generator()
+        for tokens in torch.randint(n, (5, 100, n + 1), generator=rng.manual_seed(12345)):
+            table, node = tokens.split([n, 1], dim=1)
+            _, states, _, rope = mythos.run_every_loop(model, tokens, most, threshold)
+            states += states[-1:] * (most - len(states))  # once all have halted, nothing moves
+            answers = torch.stack([model.run_coda(h, rope)[:, -1].argmax(dim=-1) for h in states])
+            path = [node := table.gather(1, node) for _ in range(most)]
+            right.append((answers == torch.cat(path, dim=1).T).float().mean(dim=1))
+        return torch.stack(right).mean(dim=0).tolist()
 
 
-class ToldShells(ToldHops, Shells):
-    """For a stack that is told T."""
+class Gates(Counted, Circuits):
+    """Circuits for a model of one loop, or of none."""
 
 
 class Bytes(Counted, Text):
     """Scored on more bytes than text.py takes the time for."""
 
     test_bytes = most_of_one = 1_000_000  # whole files
-
-
-class WeightedOutput(RecurrentDepthTransformer):
-    """The coda gets not the last state, but a weighted sum of all: ACT (Graves 2016), without its
-    ponder cost.
-
-    A head gives the loop with state h the weight p = sigmoid(head(h)), until less than 0.01 of 1 is
-    left. That loop, or the last one, gets all that is left. (In OpenMythos the last one does not.)
-    """
-
-    def __init__(self, config=None, **overrides):
-        super().__init__(config, **overrides)
-        self.halt_head = nn.Linear(self.config.d_model, 1)
-
-    def run_loop(self, e, rope, n_loops, cache=None, grad_loops=None, state_noise=0.0, states=None):
-        """As in the model; but `states` collects what the coda would get after each loop."""
-        found = []
-        super().run_loop(e, rope, n_loops, cache, grad_loops, state_noise, found)
-        out = total = torch.zeros_like(e)
-        left = torch.ones_like(e[..., :1])
-        for h in found:
-            out = total + left * h  # all that is left, if this is the last loop
-            p = self.halt_head(h).sigmoid()
-            weight = torch.where(left - p < 0.01, left, p)
-            total, left = total + weight * h, left - weight
-            if states is not None:
-                states.append(out)
-        return out
 
 
 class InputOnce(RecurrentDepthTransformer):
@@ -374,20 +311,16 @@ VARIANTS = {
         "written-ends": Variant("1 layer, ends written down", Ends, ONE_LAYER, ONCE, Written),
         "written-near": Variant("the same, ends 1 hop away", Ends, ONE_LAYER, NEAR, Written),
         "input-once": Variant("the loop, its input given once", model=InputOnce),
-        "weighted": Variant("a weighted sum of all states (ACT's)", model=WeightedOutput),
+    },
+    "table": {
+        f"loop-{n}": Variant(f"up to {n} hops", Table, {}, dict(train_loops=n), seeds=FRESH[:5])
+        for n in (4, 8, 16)
     },
     "circuits": {
         "loop": Variant("the loop of circuits.py", Gates),
         "one-loop": Variant("the model once, prelude like any block", Gates, {}, PLAIN_ONCE),
         "flat-params": Variant("3 layers, same parameters", Gates, SAME_PARAMS, NONE),
         "flat-slow": Variant("14 layers, half the learning rate", Gates, SAME_FLOPS, SLOW),
-    },
-    "shells": {
-        "loop": Variant("the loop, without a coda", Shells),
-        "once-told": Variant("2 layers, told T", ToldShells, stack(2)),
-        "flat-told-slow": Variant("13 layers, told T, half the rate", ToldShells, stack(13), SLOW),
-        "coda": Variant("the loop with a coda", Shells, dict(coda_layers=1)),
-        "three": Variant("three cups instead of five", Shells, {}, dict(cups=3)),
     },
     "text": {
         "one-loop": Variant("the same model, always one loop", Bytes, {}, ONCE),
