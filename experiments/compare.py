@@ -50,7 +50,7 @@ def measure(kind: str, model: RecurrentDepthTransformer, task, frontier: int) ->
     if kind == "chains":
         numbers["halting"] |= halting_controls(model, task, numbers)
         if not isinstance(task, Ends):  # those were never taught that a loop is a hop
-            numbers |= measure_shapes(model)
+            numbers |= measure_shapes(model, task)
     return numbers if written else numbers | dynamics(model, task.test_set()[0][:8])
 
 
@@ -82,10 +82,10 @@ def halting_controls(model: RecurrentDepthTransformer, task: Chains, numbers: di
     }
 
 
-def measure_shapes(model: RecurrentDepthTransformer) -> dict:
+def measure_shapes(model: RecurrentDepthTransformer, task: Chains) -> dict:
     """For graphs of shapes that training does not know: the share of all nodes for which, after T
     loops, the answer is the node T hops further on; on rings with halting also what rests."""
-    found, n, threshold = {}, Chains.n_nodes, Chains.halt_threshold
+    found, n, threshold = {}, task.n_nodes, task.halt_threshold
     cases = dict.fromkeys(variants.SHAPES)  # none halts
     cases |= {"ring, edges halt": torch.tensor([threshold] * n + [0.0] * n)}
     cases |= {f"{shape}, halting": threshold for shape in variants.SHAPES}

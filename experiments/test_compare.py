@@ -231,7 +231,7 @@ def test_shapes_are_what_they_are_called_and_answers_walk(monkeypatch):
 
     monkeypatch.setattr(variants, "SHAPES", (shape,))  # the last, a ring
     monkeypatch.setattr(compare, "logits_per_loop", answers)
-    numbers = compare.measure_shapes(None)
+    numbers = compare.measure_shapes(None, Chains())
     found, near = numbers["shapes"], (1, 2, 5, 8, 10, 16, 32, 64)
     assert found["ring, edges halt"] == dict.fromkeys(near, 1.0)
     assert found["ring"] == {T: float(T <= 8) for T in (*near, 128, 256, 512)}
