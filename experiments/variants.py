@@ -169,6 +169,7 @@ class Table(Chains):
     """
 
     name, n_nodes, batch_size, steps, train_loops = "table", 12, 96, 1000, 8
+    prelude_lr = 1.0  # the prelude has to tell each token of the table where it stands
 
     def config(self, attention_type: str) -> MythosConfig:
         return replace(super().config(attention_type), vocab_size=self.n_nodes)
