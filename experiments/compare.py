@@ -33,8 +33,7 @@ def measure(kind: str, model: RecurrentDepthTransformer, task, frontier: int) ->
     """What a run's line says about its quality. frontier: how far its curriculum came."""
     n_loops, most = getattr(task, "n_loops", None), variants.MOST_LOOPS
     if isinstance(task, Text):
-        loops = variants.TEXT_LOOPS if model.recurrent and n_loops != 1 else [n_loops or 0]
-        return {"bits_per_byte": task.measure(model, loops)}
+        return {"bits_per_byte": task.measure(model, [n_loops])}
     if isinstance(task, Table):
         halts = {"none halts": None, "halting": task.halt_threshold}
         return {"walk": {how: task.walk(model, threshold) for how, threshold in halts.items()}}

@@ -12,11 +12,12 @@ hand, like the sentences around it; this program fills in the cells. A dash: not
 
 import argparse
 import json
+import math
 import re
 from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
-from statistics import stdev
+from statistics import linear_regression, stdev
 
 from experiments.variants import VARIANTS, Ends, Variant, find
 from mythos import expect
@@ -107,9 +108,28 @@ def accuracy(run: dict, loops: str | None = None) -> list[float]:
 
 
 def bits(run: dict) -> float:
-    """Bits per byte at the loops of its training, at two if these varied."""
-    by_loops = run["bits_per_byte"]
-    return by_loops[f"{variant_of(run).settings.get('n_loops', 2)}"]
+    """Bits per byte, at the loops of its training."""
+    (value,) = run["bits_per_byte"].values()
+    return value
+
+
+def worth(run: dict, results: dict[str, Runs]) -> float:
+    """How many different layers reach the bits of this run. They lie on a line, bits against the
+    logarithm of the layers, which is fitted to the stacks with the same seed."""
+    stacks = {name: runs for name, runs in results["text"].items() if re.match(r"flat-\d+$", name)}
+    points = [
+        (math.log(int(name[5:])), bits(other))
+        for name, runs in stacks.items()
+        for other in runs
+        if other["seed"] == run["seed"]
+    ]
+    slope, one_layer = linear_regression(*zip(*points, strict=True))
+    return math.exp((bits(run) - one_layer) / slope)
+
+
+def phi(run: dict, results: dict[str, Runs]) -> float:
+    """r passes through 3 layers are worth 3·r^φ different layers."""
+    return math.log(worth(run, results) / 3, int(run["variant"][5:]))
 
 
 # ---- Cells ----
@@ -154,12 +174,8 @@ WORDS = {  # column -> what it says of a row's runs
     "first below 95%, halting": lambda runs: first_below(runs, "halting"),
     "verdict": lambda runs: "PASS" if runs[0]["passed"] else "FAIL",
 }
-LEADS = {  # column -> whose lead over a row's runs, and by what measure
-    "the loop's lead at 10 hops": (taught_alike, lambda run: accuracy(run)[LAST], "+.1f"),
-    "bits that the loop saves": (lambda _: ("text", "twice"), lambda run: -bits(run), "+.3f"),
-    "bits saved over `three-flat`": (lambda _: ("text", "three-flat"), bits, "+.3f"),
-    "bits saved over `flat-flops`": (lambda _: ("text", "flat-flops"), bits, "+.3f"),
-}
+LAW = {"worth so many layers": worth, "φ": phi}  # columns of rows with a loop
+LEAD = "the loop's lead at 10 hops"
 MEASURES = {  # column, as a pattern -> what it says of one run; circuits: depth instead of hops
     r"training TFLOPs": lambda run: run["train_flops"] / 1e12,
     r"curriculum's end": lambda run: run["frontier"],
@@ -197,7 +213,6 @@ TWO_DIGITS = {
 }
 THREE_DIGITS = {
     r"bits per byte": bits,
-    r"1 loop, or none": lambda run: [*run["bits_per_byte"].values()][0],
     r"bits, loops: (\d+)": lambda run, L: run["bits_per_byte"][L],
     r"most apart from 2 loops on": lambda run: run["checks"][1][1],
 }
@@ -209,12 +224,14 @@ NO_DIGIT = {  # nan: a finished training was only measured again
 def cell(column: str, runs: list[dict], results: dict[str, Runs]) -> str:
     if column in WORDS:
         return WORDS[column](runs)
-    if column in LEADS:  # differences within each seed
-        whose, measure, form = LEADS[column]
-        task, name = whose(runs[0])
-        best = {run["seed"]: measure(run) for run in results[task].get(name, [])}
+    if column in LAW:
+        looped = [run for run in runs if run["variant"].startswith("loop")]
+        return spread([LAW[column](run, results) for run in looped], ".2f")
+    if column == LEAD:  # differences within each seed
+        task, name = taught_alike(runs[0])
+        best = {run["seed"]: accuracy(run)[LAST] for run in results[task].get(name, [])}
         others = [run for run in runs if run["variant"] != name and run["seed"] in best]
-        return spread([best[run["seed"]] - measure(run) for run in others], form)
+        return spread([best[run["seed"]] - accuracy(run)[LAST] for run in others], "+.1f")
     for digits, measures in enumerate((NO_DIGIT, MEASURES, TWO_DIGITS, THREE_DIGITS)):
         for pattern, measure in measures.items():
             if match := re.fullmatch(pattern, column):
@@ -223,7 +240,7 @@ def cell(column: str, runs: list[dict], results: dict[str, Runs]) -> str:
                 except KeyError:
                     return "–"
                 return spread(values, f".{digits}f")
-    known = [*WORDS, *LEADS, *NO_DIGIT, *MEASURES, *TWO_DIGITS, *THREE_DIGITS]
+    known = [*WORDS, *LAW, LEAD, *NO_DIGIT, *MEASURES, *TWO_DIGITS, *THREE_DIGITS]
     raise ValueError(f"column: got {column!r}, expected one of {known}")
 
 

@@ -77,13 +77,15 @@ def test_runs_go_on_and_stay_apart(small, tmp_path, monkeypatch, capsys):
 def test_flat_models_are_as_large_or_as_expensive_as_the_loop(monkeypatch):
     """A comparison between models of unequal size."""
     monkeypatch.setattr(text, "read_pieces", lambda data: [bytes(range(250))] * 40)
-    answers = dict(chains=(12, 20), circuits=(12, 24), text=(2, 128))
+    loop, flat = (VARIANTS["text"][name].build()[0] for name in ("loop-4", "flat-12"))
+    assert flops_per_token(loop, 4, 128) == pytest.approx(flops_per_token(flat, 0, 128), rel=0.03)
+    answers = dict(chains=(12, 20), circuits=(12, 24))
     for kind, (n_loops, context) in answers.items():  # context: the mean in a sequence
         models = {name: row.build()[0] for name, row in VARIANTS[kind].items()}
         for name in (name for name in models if "flat" in name or name == "injected"):
-            loop, flat = models["three-all" if "three" in name else "loop"], models[name]
+            loop, flat = models["loop"], models[name]
             size = num_params(loop), num_params(flat)
-            if name not in ("flat-params", "three-flat"):
+            if name != "flat-params":
                 counted = (loop, n_loops), (flat, min(1, len(flat.recurrent)))
                 size = [flops_per_token(model, n, context) for model, n in counted]
             assert size[1] == pytest.approx(size[0], rel=0.03), name
@@ -112,7 +114,7 @@ def test_ends_ask_what_they_say(monkeypatch):
     monkeypatch.setattr(text, "read_pieces", lambda data: [bytes(range(250))] * 40)
     for kind, names in (
         ("chains", "ends one-loop flat-slow written-ends"), ("circuits", "loop one-loop flat-slow"),
-        ("chains", "loop flat-told injected input-once"), ("text", "loop twice flat-flops"),
+        ("chains", "loop flat-told injected input-once"), ("text", "loop-2 loop-4 flat-6"),
     ):  # fmt: skip
         batches = []
         for _, task in (VARIANTS[kind][name].build() for name in names.split()):
@@ -299,17 +301,23 @@ def test_cells_by_hand():
     cells = [report.cell(name, asked, {}) for name in ("5 hops", "6 hops", "10 hops, 32 loops")]
     assert cells == ["100.0", "–", "–"]
 
-    def run(variant, seed, bits):
-        return dict(task="text", variant=variant, seed=seed, bits_per_byte=bits)
+    def rows(variant, *values):  # the seeds differ by 1, here and there
+        return [dict(task="text", variant=variant, seed=seed, bits_per_byte={"2": bits + seed})
+                for bits in values for seed in (1, 2, 3)]  # fmt: skip
 
-    twice = [run("twice", seed, {"2": seed / 10, "8": 9.0}) for seed in (1, 2, 3)]
-    others = [run("flat-flops", seed, {"0": seed / 10 + 0.25}) for seed in (2, 3)]
-    saved = partial(report.cell, "bits that the loop saves", results={"text": {"twice": twice}})
-    assert (saved(others), saved(twice)) == ("+0.250 ± 0.000", "–")
+    text = {f"flat-{n}": rows(f"flat-{n}", bits) for n, bits in ((3, 9), (6, 7), (12, 5))}
+    text |= {"loop-2": rows("loop-2", 8), "flat-3@2": rows("flat-3@2", 0)}
+    for name, worth, phi in (("loop-2", "4.24", "0.50"), ("flat-6", "–", "–")):
+        cells = [report.cell(x, text[name], {"text": text}) for x in ("worth so many layers", "φ")]
+        assert [cell.split(" ")[0] for cell in cells] == [worth, phi]
+    chains = [dict(task="chains", variant=name, seed=seed, accuracy={"12": [seed / 10 - x] * 11})
+              for name, x in (("loop", 0), ("remembers", 0.25)) for seed in (3, 4)]  # fmt: skip
+    lead = partial(report.cell, report.LEAD, results={"chains": {"loop": chains[:2]}})
+    assert (lead(chains[3:]), lead(chains[:2])) == ("+25.0", "–")
     with pytest.raises(ValueError, match="^column: got 'hops', expected one of"):
         report.cell("hops", [{}], {})
     page = "<!-- table: text -->\n| variant | seeds |\n| --- | --- |\n| loop | |\n<!-- end -->"
     with pytest.raises(ValueError, match="^row of text: got 'loop'"):
-        report.tables(page, {"text": {"twice": twice}})
-    ((_, _, made),) = report.tables(page, {"text": {"twice": twice}}, partial=True)
-    assert made.endswith("| --- | --- |\n| twice | 3 |\n")
+        report.tables(page, {"text": text})
+    ((_, _, made),) = report.tables(page, {"text": {"flat-6": text["flat-6"]}}, partial=True)
+    assert made.endswith("| --- | --- |\n| flat-6 | 3 |\n")

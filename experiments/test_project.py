@@ -112,10 +112,8 @@ def test_import_is_quiet_and_light():
         new = {name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
         print(sorted(new - {"torch"}), get() == settings, RecurrentDepthTransformer.__name__)"""
     old = "import torch.nn.functional as F\ndel F.grouped_mm\nimport mythos"
-    one, two = (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-        for code in (code, old)
-    )
+    how = dict(capture_output=True, text=True, cwd=ROOT)
+    one, two = (subprocess.run([sys.executable, "-c", lines], **how) for lines in (code, old))
     assert (one.stdout, one.stderr) == ("['mythos'] True RecurrentDepthTransformer\n", "")
     assert "ImportError: mythos.py needs torch 2.10 or newer; this is 2." in two.stderr
 

@@ -52,8 +52,19 @@ def stop(run):
 
 
 def bits(run):
-    by_loops = run["bits_per_byte"]
-    return [*by_loops.values()][0] if len(by_loops) == 1 else by_loops["2"]
+    (value,) = run["bits_per_byte"].values()
+    return value
+
+
+def worth(run):
+    """So many layers; not asked of layers."""
+    if "flat" in run["variant"]:
+        raise KeyError
+    stacks = [r for r in RUNS["text"] if re.fullmatch(r"flat-\d+", r["variant"])]
+    same = [r for r in stacks if r["seed"] == run["seed"]]
+    layers = np.log([int(r["variant"][5:]) for r in same])
+    slope, start = np.polyfit(layers, [bits(r) for r in same], 1)
+    return np.exp((bits(run) - start) / slope)
 
 
 VALUES = {  # column -> what it says of one run
@@ -86,29 +97,21 @@ VALUES = {  # column -> what it says of one run
     r"gain, first loop": lambda run: run["gain"]["0"],
     r"gain, after 32 loops": lambda run: run["gain"]["32"],
     r"bits per byte": bits,
-    r"1 loop, or none": lambda run: [*run["bits_per_byte"].values()][0],
+    r"worth so many layers": worth,
+    r"φ": lambda run: np.log(worth(run) / 3) / np.log(int(run["variant"][5:])),
     r"bits, loops: (\d+)": lambda run, L: run["bits_per_byte"][f"{L}"],
     r"most apart from 2 loops on": lambda run: np.ptp([*run["bits_per_byte"].values()][1:]),
 }
 
 
-def lead_of(column, run):
-    """Whose lead a column shows over this run's row, and by what measure."""
-    if "lead" in column:
-        ends = run["task"] == "chains" and run["variant"] in ENDS
-        return run["task"], "ends" if ends else "loop", lambda run: answer(run)[10]
-    if "saved over" in column:
-        return "text", column.split("`")[1], bits
-    return "text", "twice", lambda run: -bits(run)
-
-
 def values_of(column, runs):
     """Of each run; none where one does not have the number."""
-    if "lead" in column or "save" in column:
-        task, name, measure = lead_of(column, runs[0])
-        best = {run["seed"]: measure(run) for run in named(task, name)}
+    if "lead" in column:  # of the loop that is taught alike, at 10 hops
+        task, ends = runs[0]["task"], runs[0]["variant"] in ENDS and runs[0]["task"] == "chains"
+        name = "ends" if ends else "loop"
+        best = {run["seed"]: answer(run)[10] for run in named(task, name)}
         runs = [run for run in runs if run["seed"] in best and run["variant"] != name]
-        return [best[run["seed"]] - measure(run) for run in runs]
+        return [best[run["seed"]] - answer(run)[10] for run in runs]
     column = re.sub(r"depth ([\d–]+)", r"\1 hops", column)
     pattern = next(p for p in VALUES if re.fullmatch(p, column))
     groups = [int(g) if g.isdigit() else g for g in re.fullmatch(pattern, column).groups()]

@@ -35,6 +35,9 @@ EXERCISES = [
     if "<details>" in source(cell)
 ]
 
+# Parts of the solutions, and what makes them wrong.
+WRONG = [("(f * P)", "(P * P)"), ("e + index", "e + t"), ("+ r @", "+ h @"), ("=0) + 1", "=0)")]
+
 
 def test_stored_outputs_are_of_one_whole_run():
     """Cells run out of order, an error or a warning kept, a check that failed; a machine's path."""
@@ -50,7 +53,7 @@ def test_stored_outputs_are_of_one_whole_run():
 @pytest.mark.slow
 def test_it_runs_and_every_check_prints_true(monkeypatch, tmp_path, capsys):
     """A cell that fails, or that needs a file of the laboratory; a check that prints False, a
-    solution that does not solve, a stub that does."""
+    solution that does not solve, a stub or a wrong answer that does."""
     from matplotlib import pyplot as plt
 
     plt.switch_backend("Agg")
@@ -70,6 +73,10 @@ def test_it_runs_and_every_check_prints_true(monkeypatch, tmp_path, capsys):
     assert len(EXERCISES) >= 6
     for stub, check, solution in EXERCISES:
         run(solution)
-        assert run(source(check)) == "", solution
+        assert run(source(check)) == "right\n", solution
+        for part, wrong in WRONG:
+            if part in solution:
+                run(solution.replace(part, wrong))
+                assert run(source(check)).startswith("not yet: "), wrong
         run(source(stub))
         assert run(source(check)).startswith("not yet: "), source(check)

@@ -287,7 +287,7 @@ SAME_PARAMS, SAME_FLOPS = stack(3, d_ff=448), stack(14, d_ff=222)
 ALL_IN_LOOP = dict(prelude_layers=0, recurrent_layers=3, coda_layers=0)
 
 FRESH = tuple(range(25, 35))  # no recipe was tuned on these seeds
-NONE, ONCE, TWICE = (dict(n_loops=n) for n in range(3))
+NONE, ONCE = dict(n_loops=0), dict(n_loops=1)
 PLAIN_ONCE = ONCE | dict(prelude_lr=1.0)  # see `Counted`
 SLOW = NONE | dict(lr_scale=0.5)  # the rate that suits deep stacks better (seed 5)
 # Ten hops need three times the steps, at half the rate; `injected` learns at the usual one.
@@ -326,19 +326,17 @@ VARIANTS = {
         "flat-slow": Variant("14 layers, half the learning rate", Gates, SAME_FLOPS, SLOW),
     },
     "text": {
-        "one-loop": Variant("the same model, always one loop", Bytes, {}, ONCE),
-        "twice": Variant("always two loops", Bytes, {}, TWICE),
-        "loop": Variant("random loop counts: the loop of text.py", Bytes),
-        "flat-params": Variant("4 layers, same parameters", Bytes, stack(4), NONE),
-        "flat-flops": Variant("6 layers, same FLOPs as two loops", Bytes, stack(6), NONE),
-        "three-flat": Variant("3 layers, no loop", Bytes, stack(3), NONE),
-        "three-all": Variant("3 layers, all of them twice", Bytes, ALL_IN_LOOP, TWICE),
+        **{f"flat-{n}": Variant(f"{n} layers", Bytes, stack(n), NONE) for n in (3, 4, 6, 9, 12)},
+        **{
+            f"loop-{r}": Variant(f"3 layers, run {r} times", Bytes, ALL_IN_LOOP, dict(n_loops=r))
+            for r in (2, 3, 4)
+        },
     },
 }
 
 
 def find(kind: str, name: str) -> Variant:
-    """Of this name. Any name may end in a learning rate: flat-flops@0.5 is flat-flops with half the
+    """Of this name. Any name may end in a learning rate: flat-slow@0.5 is flat-slow with half the
     rate of train_tiny.py."""
     name, _, rate = name.partition("@")
     expect(name in VARIANTS[kind], f"variant of {kind}", name, f"one of {[*VARIANTS[kind]]}")
@@ -353,4 +351,3 @@ SHAPES = ("deep tree", "repeated queries", "random function", "two rings", "ring
 WALKS = (1, 2, 5, 8, 10, 16, 32, 64)  # hops, on those shapes
 FAR = (*WALKS, 128, 256, 512)  # on rings, and with halting on all
 NORM_LOOPS = (1, 16, 256)  # where the tables show the norm of the state
-TEXT_LOOPS = [1, 2, 3, 4, 8]
