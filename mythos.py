@@ -1092,11 +1092,9 @@ MEDIUM = SMALL | dict(prelude_layers=3, coda_layers=3, q_lora_rank=1536, vocab_s
 LARGE = MEDIUM | dict(prelude_layers=4, coda_layers=4)
 SIZES = {
     # The toy of train_tiny.py, for 20 nodes and 20² edges. Its trainer starts the prelude as the
-    # identity, which drowns no embedding. Its state forgets fast: what it keeps of the nodes before
-    # leads a walk astray, above all where it goes to and fro between two.
+    # identity, which drowns no embedding.
     "tiny": dict(d_model=128, n_heads=4, max_loop_iters=12, d_expert=64, max_seq_len=64,
-        vocab_size=420, n_kv_heads=2, kv_lora_rank=64, embed_norm=False,
-        spectral_radius_target=0.5),
+        vocab_size=420, n_kv_heads=2, kv_lora_rank=64, embed_norm=False),
     "1B": SMALL | dict(d_model=1536, num_experts=32, num_experts_per_token=4, d_expert=1040,
         n_heads=16, recurrent_layers=4, max_loop_iters=8, max_seq_len=4_096, vocab_size=65_536),
     "3B": SMALL | dict(d_model=2048, num_experts=64, num_experts_per_token=4, d_expert=1024,

@@ -311,7 +311,7 @@ def test_cells_by_hand():
         cells = [report.cell(x, text[name], {"text": text}) for x in ("worth so many layers", "φ")]
         assert [cell.split(" ")[0] for cell in cells] == [worth, phi]
     chains = [dict(task="chains", variant=name, seed=seed, accuracy={"12": [seed / 10 - x] * 11})
-              for name, x in (("loop", 0), ("remembers", 0.25)) for seed in (3, 4)]  # fmt: skip
+              for name, x in (("loop", 0), ("forgets", 0.25)) for seed in (3, 4)]  # fmt: skip
     lead = partial(report.cell, report.LEAD, results={"chains": {"loop": chains[:2]}})
     assert (lead(chains[3:]), lead(chains[:2])) == ("+25.0", "–")
     with pytest.raises(ValueError, match="^column: got 'hops', expected one of"):
