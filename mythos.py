@@ -143,12 +143,13 @@ class StateUpdate(nn.Module):
     A bounded h need not settle: that depends on the whole Jacobian A + dR/dh, whose spectral radius
     `loop_gain` measures.
 
-    To lift it: `torch`, `nn`, `Tensor`.
+    To lift it: `torch`, `nn`, `Tensor`, `expect`.
     """
 
     def __init__(self, d_model: int, spectral_radius_target: float | None = 0.95) -> None:
         super().__init__()
-        self.spectral_radius_target = spectral_radius_target
+        self.spectral_radius_target = rho = spectral_radius_target
+        expect(rho is None or 0 < rho < 1, "spectral_radius_target", rho, "in (0, 1), or None")
         self.a = nn.Parameter(torch.empty(d_model))
         self.b = nn.Parameter(torch.empty(d_model))
         self.reset_parameters()

@@ -920,6 +920,7 @@ BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by n
     (lambda m, **bad: m(X, **bad, cache=m.new_cache(1, 4)), dict(grad_loops=(1,))),
     (lambda m, n_loops: make(recurrent_layers=0)(X, n_loops=n_loops), dict(n_loops=(1,))),
     (lambda m, config: RecurrentDepthTransformer(config), dict(config=(SMALL,))),
+    (lambda m, **bad: mythos.StateUpdate(4, **bad), dict(spectral_radius_target=(2, 0, NaN))),
 ]  # fmt: skip
 
 

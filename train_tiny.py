@@ -464,7 +464,7 @@ def load_checkpoint(path: Path) -> dict:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not damaged and {"recipe", "frontier", "history", "optimizers"} <= saved.keys():
             return saved
-    known = "damaged, or not a checkpoint of this program" if path.exists() else "not there"
+    known = "damaged, or not a checkpoint of this program" if path.exists() else "not there: train"
     raise CheckpointError(f"{path} is {known}")
 
 
@@ -512,10 +512,10 @@ def run(parser: argparse.ArgumentParser, arguments: list[str] | None, make_task)
     try:
         history = train(model.to(args.device), task, steps=args.steps, seed=args.seed,
                         checkpoint=checkpoint, resume=args.resume)  # fmt: skip
+        print("\nMeasuring, up to a minute …", flush=True)
+        results = task.evaluate(model.eval()) | vars(args) | {"history": history}
     except (CheckpointError, OSError, FloatingPointError, KeyboardInterrupt) as error:
-        parser.exit(2, f"{str(error) or 'Stopped; add --resume to continue'}\n")
-    print("\nMeasuring, up to a minute …", flush=True)
-    results = task.evaluate(model.eval()) | vars(args) | {"history": history}
+        parser.exit(2, f"{str(error) or 'Stopped; --resume goes on from the last checkpoint'}\n")
     verdicts = [g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]]
     passed = all(verdicts) if verdicts else None
     results |= dict(passed=passed, torch=torch.__version__, threads=torch.get_num_threads())

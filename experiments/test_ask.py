@@ -20,7 +20,7 @@ def test_a_question_is_written_as_in_training():
     assert (nodes, ends) == ([0, 3, 4, 1, 2], [1, 1, 1, 1, 2]) and tokens[7:] == [*nodes, 5, 6]
     assert ask.read_chains("0-1 1-0", 20)[2] == ["ring"] * 2
     for question in "", "0 4", "0-20 20-20", "0-1 0-2 1-1 2-2", "0-1":
-        with pytest.raises(ValueError, match="chains: got .* out of each node from 0 to 19"):
+        with pytest.raises(ValueError, match="chains: got .* out of each node named, 0 to 19"):
             ask.read_chains(question, 20)
 
 
@@ -28,21 +28,24 @@ def test_what_is_said(monkeypatch, capsys):
     """Answers of other loops or nodes; other nodes than the model has; other loops than are needed,
     and two; another threshold; a flag's bad value; a model of another task."""
     recipe = Chains().settings()
+    saved = {"recipe": recipe, "history": {"loss": [0.1] * 400}}
 
     def said(*flags):
-        ask.main(["1-0 0-0", *flags])
+        ask.main(["1-0", "0-0", *flags])  # quoted or not
         return capsys.readouterr().out
 
     def answers(model, tokens, loops, halt=0):
         assert tokens.shape == (1, 40)
         return {L: torch.eye(9)[(tokens + L) % 7] for L in loops}, tokens + int(10 * halt)
 
-    monkeypatch.setattr(ask, "load_checkpoint", lambda path: {"recipe": recipe})
+    monkeypatch.setattr(ask, "load_checkpoint", lambda path: saved)
     monkeypatch.setattr(ask, "load_model", lambda path: None)
     monkeypatch.setattr(ask, "logits_per_loop", answers)
     rows = [row.split()[-2:] for row in said().splitlines()]
     assert [*map("".join, zip(*rows, strict=True))] == ["1234540", "0123430"]  # 32 % 7 is 4
     assert "\n          loops used    6    5\n" in said("--halt=0.5")
+    saved["history"]["loss"].pop()
+    assert said().startswith("(trained for 399 of 400 steps)\n")
     for flag in "halt=nan halt=-1.0 loops=0 checkpoint='text'".split():
         recipe["name"] = "text" if "text" in flag else "chains"
         with pytest.raises(SystemExit, match="2"):

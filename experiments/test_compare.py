@@ -3,12 +3,10 @@
 
 import json
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-import mythos
 from experiments import compare, report, text, variants
 from experiments.variants import VARIANTS, Circuits, Text
 from mythos import flops_per_token, num_params
@@ -139,28 +137,6 @@ def test_told_model_gets_what_the_loop_gets():
     task.embed.forward = lambda tokens: told.append(task.embed.T) or forward(tokens)
     found = compare.measure("chains", model.eval(), task, 6)["accuracy"]
     assert told == [1, *range(1, 11)] and found[0][7:] == [None] * 4 and None not in found[0][:7]
-
-
-def test_tables_of_functions(monkeypatch):
-    """An answer of another table, or a hop off; a walk scored at other loops than hops; loops that
-    the curriculum does not allow yet."""
-    task, rng = variants.Table(), torch.Generator().manual_seed(0)
-    for frontier in (1, 5):
-        tokens, targets, T = task.batch(rng, frontier)
-        for (*f, start), want in zip(tokens.tolist(), targets.tolist(), strict=True):
-            assert want == [*f, walk(f, start, T)]
-    assert {task.draw_loops(rng, 5) for _ in range(99)} == {1, 2, 3, 4, 5}
-
-    def run(model, tokens, most, threshold):  # a state is the node; with halting 4 loops suffice
-        loops = range(1, 5 if threshold else most + 1)
-        states = [torch.tensor([walk(row, row[-1], T) for row in tokens.tolist()]) for T in loops]
-        return None, states, None, None
-
-    monkeypatch.setattr(mythos, "run_every_loop", run)
-    model, task.train_loops = SimpleNamespace(run_coda=lambda h, _: torch.eye(12)[h][:, None]), 1
-    assert task.walk(model, None) == [1.0] * 64
-    halted = task.walk(model, 0.3)
-    assert len(halted) == 64 and halted[:4] == [1.0] * 4 and halted[4] < 0.9
 
 
 def test_other_loops_by_hand():

@@ -90,9 +90,6 @@ VALUES = {  # column -> what it says of one run
     r"(.*(?:ring|function).*), (\d+) hops": lambda run, what, T: 100 * run["shapes"][what][f"{T}"],
     r"after (\d+) loops": lambda shares, T: 100 * shares[f"{T}"],
     r"state norm, loop (\d+)": lambda run, L: run["state_norm"][f"{L}"],
-    r"(\d+)·n hops, (.*)": lambda run, k, how: (
-        100 * run["walk"][how][len(run["walk"][how]) * k // 64 - 1]
-    ),
     r"rho\(A\)": lambda run: run["rho"],
     r"gain, first loop": lambda run: run["gain"]["0"],
     r"gain, after 32 loops": lambda run: run["gain"]["32"],
@@ -129,9 +126,6 @@ def recomputed(cell, column, runs):
         return find(run["task"], run["variant"]).what
     if column == "supervision":
         return "ends" if run["variant"] in ENDS else "every hop"
-    if column.startswith("first below 95%"):
-        walks = [np.array(run["walk"][column.split(", ")[1]]) < 0.95 for run in runs]
-        return ", ".join(map(str, sorted(w.argmax() + 1 for w in walks if w.any()))) or "none"
     if column == "seeds":
         return f"{len(runs)}"
     if column == "verdict":

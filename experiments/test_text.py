@@ -26,9 +26,11 @@ def test_the_data_are_files_with_text(tmp_path, monkeypatch, capsys):
     numbers = json.loads(next(tmp_path.glob(f"runs/text-{tmp_path.name}-*.json")).read_text())
     zipped = 8 * len(zlib.compress(b"abcd" * 60 + b"a" + b"cdab" * 60 + b"c", 9)) / 482
     assert numbers["compressors"]["zlib -9, all at once"] == zipped and not numbers["checks"]
-    with pytest.raises(SystemExit, match="2"):
-        text.main(["--data", str(tmp_path / "none")])
-    assert "none: got (0, 0), expected 34 bytes" in capsys.readouterr().err
+    (tmp_path / "b").mkdir()
+    for name, told in ("b", "b: got (0, 0), expected 34 bytes"), ("c", "c', expected a file"):
+        with pytest.raises(SystemExit, match="2"):
+            text.main(["--data", str(tmp_path / name)])
+        assert told in capsys.readouterr().err
 
 
 def test_whole_files_are_held_out(tmp_path, monkeypatch):

@@ -128,11 +128,14 @@ def read_pieces(data: Path | None) -> list[bytes]:
 def main(arguments: list[str] | None = None) -> int:
     parser = make_parser("Train Mythos on text.", Text)
     parser.epilog = "Example: python -m experiments.text --data BOOKS"
-    parser.add_argument("--data", type=Path, help="a file or folder (default: Python's library)")
+    parser.add_argument("--data", help="a file or folder (default: Python's library)")
 
     def make_task(args) -> Text:
         try:
-            return Text(args.data)
+            data = None if args.data is None else Path(args.data)
+            ok = data is None or args.data and data.exists()  # Path("") would be this folder
+            expect(ok, "--data", args.data, "a file or folder")
+            return Text(data)
         except (ValueError, OSError) as error:
             parser.error(str(error))
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is compared: the models of train_tiny.py, circuits.py and text.py, slightly changed, and
-another project's benchmark.
+"""What is compared: the models of train_tiny.py, circuits.py and text.py, slightly changed.
 
 VARIANTS, at the end, has a row for each. To add a variant, add a row:
 
@@ -16,10 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-import mythos
 from experiments.circuits import Circuits
 from experiments.text import Text
-from mythos import MythosConfig, RecurrentDepthTransformer, add_noise, evaluation_mode, expect
+from mythos import RecurrentDepthTransformer, add_noise, evaluation_mode, expect
 from train_tiny import Chains, Task
 
 # ---- Tasks, and a model ----
@@ -160,56 +158,6 @@ class ToldHops(Chains):
         return {self.n_loops: right}, used
 
 
-class Table(Chains):
-    """Another project's benchmark (github.com/duongtrongnguyen123/recurrent-depth-ttc).
-
-    Twelve tokens are the table of a random function f: the i-th says what f(i) is. A last one says
-    where to start; after T loops its answer is f applied T times. The table's tokens are scored,
-    too, whatever T is: their answer is themselves. In training T is at most `train_loops`.
-    """
-
-    name, n_nodes, batch_size, steps, train_loops = "table", 12, 96, 1000, 8
-    prelude_lr = 1.0  # the prelude has to tell each token of the table where it stands
-    halt_threshold = 0.5
-
-    def config(self, attention_type: str) -> MythosConfig:
-        """With a state that forgets faster: see `forgets` below."""
-        other = dict(vocab_size=self.n_nodes, spectral_radius_target=0.5)
-        return replace(super().config(attention_type), **other)
-
-    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
-        """Half of the steps use as many loops as the curriculum allows, the rest 1 to as many."""
-        drawn = int(torch.randint(1 - frontier, frontier + 1, (), generator=generator))
-        return drawn if drawn > 0 else frontier
-
-    def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
-        n, T = self.n_nodes, self.draw_loops(generator, frontier)
-        tokens = torch.randint(n, (self.batch_size, n + 1), generator=generator)
-        table, node = tokens.split([n, 1], dim=1)
-        for _ in range(T):
-            node = table.gather(1, node)
-        return tokens, torch.cat([table, node], dim=1), T
-
-    def advance(self, frontier: int, n_loops: int, loss: float) -> int:
-        """Curriculum. Of 13 answers only one is not given away, so the loss starts small."""
-        mastered = n_loops == frontier < self.train_loops and loss < 0.03
-        return frontier + 1 if mastered else frontier
-
-    @torch.no_grad()
-    def walk(self, model: RecurrentDepthTransformer, threshold: float | None) -> list[float]:
-        """For 1 to 64·n hops, the share of 500 starts for which the answer is right after as many
-        loops."""
-        most, n, right, rng = 64 * self.train_loops, self.n_nodes, [], torch.Generator()
-        for tokens in torch.randint(n, (5, 100, n + 1), generator=rng.manual_seed(12345)):
-            table, node = tokens.split([n, 1], dim=1)
-            _, states, _, rope = mythos.run_every_loop(model, tokens, most, threshold)
-            states += states[-1:] * (most - len(states))  # once all have halted, nothing moves
-            answers = torch.stack([model.run_coda(h, rope)[:, -1].argmax(dim=-1) for h in states])
-            path = [node := table.gather(1, node) for _ in range(most)]
-            right.append((answers == torch.cat(path, dim=1).T).float().mean(dim=1))
-        return torch.stack(right).mean(dim=0).tolist()
-
-
 class Gates(Counted, Circuits):
     """Circuits for a model of one loop, or of none."""
 
@@ -316,10 +264,6 @@ VARIANTS = {
         "written-ends": Variant("1 layer, ends written down", Ends, ONE_LAYER, ONCE, Written),
         "written-near": Variant("the same, ends 1 hop away", Ends, ONE_LAYER, NEAR, Written),
         "input-once": Variant("the loop, its input given once", model=InputOnce),
-    },
-    "table": {
-        f"loop-{n}": Variant(f"up to {n} hops", Table, {}, dict(train_loops=n), seeds=FRESH[:5])
-        for n in (4, 8, 16)
     },
     "circuits": {
         "loop": Variant("the loop of circuits.py", Gates),
