@@ -20,8 +20,8 @@ halting, the edges have come to rest long ago, and each query should be 64 hops 
 The run leaves a checkpoint, a JSON with every number and a picture in --out.
 
 Read `train` first: it is the whole training, in the order in which it happens. Then come what a
-task is, the task of chains, the optimizers, checkpoints, and the command line. To change the size
-or the settings, from Python ("gqa": the kind of attention, see mythos.py):
+task is, the task of chains, the optimizers, checkpoints, and the command line. To change a number,
+add `--set batch_size=16 d_model=96`; from Python ("gqa": the kind of attention, see mythos.py):
 
     from train_tiny import *
 
@@ -69,8 +69,8 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
     After step 1, every 25th and the last, a new checkpoint takes the place of the old one: an
     interrupt loses at most 25 steps. resume: continue from it, to the same numbers as without the
     interrupt; otherwise a file of that name is replaced. seed: of the data and the noise; that of
-    the weights is yours. Raises CheckpointError, a ValueError, if the checkpoint is of another run,
-    and FloatingPointError if loss or gradient becomes inf or nan (the last good checkpoint stays).
+    the weights is yours. Raises ValueError, if the checkpoint is of another run, and
+    FloatingPointError if loss or gradient becomes inf or nan (the last good checkpoint stays).
     """
     device, optimizers = model.head.weight.device, make_optimizers(model, task.prelude_lr)
     generator = torch.Generator().manual_seed(seed)  # draws all data
@@ -82,8 +82,7 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
     if resume:
         saved = load_checkpoint(checkpoint)
         for key, was in (dict.fromkeys(recipe) | saved["recipe"]).items():
-            if recipe.get(key) != was:
-                raise CheckpointError(f"{checkpoint} is of another run: {key} was {was!r}")
+            expect(recipe.get(key) == was, f"{checkpoint}, its {key}", was, recipe.get(key))
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -302,8 +301,7 @@ class Chains(Task):
     def measure(self, model, loops: list[int], threshold: float | None = None, test_set=None):
         """Both by difficulty: accuracy after each of `loops` loops, and the loops used. test_set:
         another than `test_set()`."""
-        tokens, ends, distance = test_set or self.test_set()
-        found = []
+        (tokens, ends, distance), found = test_set or self.test_set(), []
         for part in tokens.to(model.head.weight.device).split(125):
             logits, used = logits_per_loop(model, part, loops, threshold)
             found.append(torch.stack([*(logits[L].argmax(dim=-1) for L in loops), used]).cpu())
@@ -453,19 +451,14 @@ def write_atomically(path: Path, write) -> None:
     unfinished.replace(path)
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another program or run."""
-
-
 def load_checkpoint(path: Path) -> dict:
-    """A plain dict; no pickled code runs. Raises CheckpointError if `path` is not one of ours."""
+    """A plain dict; no pickled code runs. Raises ValueError if `path` is not one of ours."""
     with suppress(Exception):  # any error here means: not our file
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at the checksums
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not damaged and {"recipe", "frontier", "history", "optimizers"} <= saved.keys():
             return saved
-    known = "damaged, or not a checkpoint of this program" if path.exists() else "not there: train"
-    raise CheckpointError(f"{path} is {known}")
+    raise ValueError(f"{path} is {'damaged, or not ours' if path.exists() else 'not there: train'}")
 
 
 def load_model(path: str | Path) -> RecurrentDepthTransformer:
@@ -492,29 +485,33 @@ def make_parser(what: str, task: type[Task]) -> argparse.ArgumentParser:
     parser.add_argument("--out", default="runs", help="folder for the results (default: runs)")
     parser.add_argument("--resume", action="store_true", help="continue from --out's checkpoint")
     parser.add_argument("--device", default=best, choices={"cpu", best}, help=f"default: {best}")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=N", help="such as d_model=96")
     return parser
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str] | None, make_task) -> int:
     """Train, evaluate, save, print. Returns 0 for PASS, 1 for FAIL; exits with 2 otherwise."""
     args = parser.parse_args(arguments)
-    if args.steps < 1 or not 0 <= args.seed < 2**32:
-        parser.error("expected --steps of at least 1, and --seed from 0 to 2^32 − 1")
-    task = make_task(args)
-    other = f"-steps{args.steps}" if args.steps != task.steps else ""  # a try, or a longer run
-    checkpoint = Path(args.out, f"{task.name}-{args.attention}-seed{args.seed}{other}.pt")
-    if checkpoint.exists() and not args.resume:
-        parser.error(f"{checkpoint} exists: add --resume, or choose another --seed or --out")
-    torch.manual_seed(args.seed)
-    model = RecurrentDepthTransformer(task.config(args.attention))
-    task.prepare(model)
-    print(f"{mythos.num_params(model):,} parameters on {args.device}; {task.about}", flush=True)
+    task, fields = make_task(args), {}
+    other = [f"steps{args.steps}"] * (args.steps != task.steps) + args.set  # a try, or a longer run
+    name = "-".join([task.name, args.attention, f"seed{args.seed}", *other])
+    checkpoint, known = Path(args.out, name + ".pt"), task.settings() | vars(MythosConfig())
     try:
+        expect(args.steps >= 1, "--steps", args.steps, "at least 1")
+        expect(0 <= args.seed < 2**32, "--seed", args.seed, "0 to 2^32 − 1")
+        expect(args.resume or not checkpoint.exists(), "--out", name, "a new name, or --resume")
+        for key, _, number in (pair.partition("=") for pair in args.set):
+            expect(key in known and key != "steps", "--set", key, f"one of {[*known]}, but steps")
+            (vars(task) if key in task.settings() else fields)[key] = json.loads(number)
+        torch.manual_seed(args.seed)
+        model = RecurrentDepthTransformer(task.config(args.attention), **fields)
+        task.prepare(model)
+        print(f"{mythos.num_params(model):,} parameters on {args.device}; {task.about}", flush=True)
         history = train(model.to(args.device), task, steps=args.steps, seed=args.seed,
                         checkpoint=checkpoint, resume=args.resume)  # fmt: skip
         print("\nMeasuring, up to a minute …", flush=True)
         results = task.evaluate(model.eval()) | vars(args) | {"history": history}
-    except (CheckpointError, OSError, FloatingPointError, KeyboardInterrupt) as error:
+    except (ValueError, OSError, FloatingPointError, KeyboardInterrupt) as error:
         parser.exit(2, f"{str(error) or 'Stopped; --resume goes on from the last checkpoint'}\n")
     verdicts = [g >= b if sign == ">=" else g <= b for _, g, sign, b in results["checks"]]
     passed = all(verdicts) if verdicts else None

@@ -213,10 +213,16 @@ def test_command_line(cpu, tmp_path, monkeypatch, capsys):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     before = path.read_bytes()
     assert main(tmp_path, *flags, "7", "--resume") == 1 and path.read_bytes() == before
+    main(tmp_path, *flags, "7", "--set", "batch_size=3", "d_model=16")
+    changed = tmp_path / "chains-gqa-seed7-steps2-batch_size=3-d_model=16.pt"
+    assert train_tiny.load_model(changed).config.d_model == 16
+    assert train_tiny.load_checkpoint(changed)["recipe"]["batch_size"] == 3
     for wrong, message in (
-        ([*flags, "7"], "exists: add --resume, or choose another --seed or --out"),
-        (["--steps", "0"], "--steps of at least 1"), (["--seed", "-1"], "--seed from 0"),
+        ([*flags, "7"], "--out: got 'chains-gqa-seed7-steps2', expected a new name, or --resume"),
+        (["--steps", "0"], "--steps: got 0, expected at least"), (["--seed", "-1"], "seed: got -1"),
         (["--attention", "mha"], "invalid choice: 'mha'"), (["--resume"], "seed0.pt is not there"),
+        (["--set", "d_modle=8"], "--set: got 'd_modle', expected one of"),
+        (["--set", "steps=8"], "--set: got 'steps'"), (["--set", "n_heads=5"], "n_heads: got 5"),
     ):  # fmt: skip
         with pytest.raises(SystemExit) as stop:
             main(tmp_path, *wrong)
@@ -249,7 +255,7 @@ def test_a_checkpoint_belongs_to_its_run(cpu, tmp_path):
     assert not model.training and torch.equal(model.embed.weight, saved["model"]["embed.weight"])
     others = dict(grad_loops=(start(task), 0), config=(start(kind="gqa"), 0), seed=(start(), 1))
     for key, (pair, seed) in others.items():
-        with pytest.raises(ValueError, match=rf"a\.pt is of another run: {key} was"):
+        with pytest.raises(ValueError, match=rf"a\.pt, its {key}: got"):
             train(*pair, steps=2, seed=seed, checkpoint=path, resume=True)
     middle = len(whole) // 2
     bad = [whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]]
@@ -258,7 +264,7 @@ def test_a_checkpoint_belongs_to_its_run(cpu, tmp_path):
         bad.append(path.read_bytes())
     for content in bad:
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is damaged, or not a checkpoint of this program$"):
+        with pytest.raises(ValueError, match="is damaged, or not ours$"):
             train_tiny.load_model(path)
     torch.save(saved | {"recipe": saved["recipe"] | {"model": "Mine"}}, path)
     with pytest.raises(ValueError, match="model: got 'Mine'"):
