@@ -501,7 +501,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str] | None, make_task)
         expect(0 <= args.seed < 2**32, "--seed", args.seed, "0 to 2^32 − 1")
         expect(args.resume or not checkpoint.exists(), "--out", name, "a new name, or --resume")
         for key, _, number in (pair.partition("=") for pair in args.set):
-            expect(key in known and key != "steps", "--set", key, f"one of {[*known]}, but steps")
+            expect(key in known and key != "steps", "--set", key, f"one of {sorted(known)}")
             (vars(task) if key in task.settings() else fields)[key] = json.loads(number)
         torch.manual_seed(args.seed)
         model = RecurrentDepthTransformer(task.config(args.attention), **fields)

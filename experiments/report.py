@@ -323,8 +323,9 @@ def main(arguments: list[str] | None = None) -> int:
             expect(
                 run["task"] in VARIANTS, "trainings", path.name, "those of chains, circuits, text"
             )
+            expect(not run.get("set"), "trainings", run.get("set"), "those without --set")
             run["train_seconds"] = run["history"]["seconds"]
-            left_out = ("history", "out", "resume", "data", "guess")
+            left_out = ("history", "out", "resume", "data", "guess", "set")
             run = {key: value for key, value in run.items() if key not in left_out}
             add_run(RESULTS / "trainer.jsonl", run)
         print(*write(args.publish), sep="\n")

@@ -250,7 +250,7 @@ def test_pages_are_what_the_program_writes(tmp_path, monkeypatch):
 
 def test_a_training_is_added_to_those_published(tmp_path, monkeypatch):
     """A line at the end, one that stands there twice, 17 digits, the loss of each step; a try of a
-    few steps in the place of a run."""
+    few steps, or with other numbers, in the place of a run."""
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "write", lambda publish: [])
     run = {"attention": "mla", "history": {"loss": [1.0], "seconds": 1 / 3}, "out": "runs"}
@@ -263,6 +263,9 @@ def test_a_training_is_added_to_those_published(tmp_path, monkeypatch):
     )
     lines = {kept % (2, 2), kept % (2, 400), kept % (10, 400)}
     assert {*(tmp_path / "trainer.jsonl").read_text().splitlines()} == lines
+    path.write_text(json.dumps(run | {"seed": 3, "steps": 400, "set": ["d_model=8"]}))
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--publish", str(path)])
     (tmp_path / "trainer.jsonl").write_text(f"{kept % (2, 2)}\n{kept[:30]}\n")
     with pytest.raises(ValueError, match="trainer.jsonl, line 2: not a run"):
         report.load(tmp_path)
