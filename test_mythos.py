@@ -1004,6 +1004,9 @@ def test_optimizers_cover_every_parameter_once():
     """A parameter that is never updated, a scalar, or tied weights that are stepped twice; weight
     decay on A, B or a norm; other rates than those of the results."""
     model = make()
+    nn.utils.parametrizations.weight_norm(model.embed)  # two parameters, neither is its weight
+    assert len(train_tiny.make_optimizers(model)[1].param_groups[0]["params"]) == 3
+    model = make()
     model.state_norm.register_parameter("gain", nn.Parameter(torch.tensor(1.0)))
     model.head.weight = model.embed.weight
     optimizers = train_tiny.make_optimizers(model, prelude_lr=0.5)

@@ -420,16 +420,17 @@ def make_optimizers(model: RecurrentDepthTransformer, prelude_lr: float = 1.0) -
 
     The rest, A, B and the weights of norms, is not decayed: pulling A to 0 would erase the memory.
     """
-    vocabulary = dict.fromkeys([model.embed.weight, model.head.weight])  # in order; one, if tied
+    # A list of modules names tied weights once.
+    vocab = [p for p in torch.nn.ModuleList([model.embed, model.head]).parameters() if p.dim() > 1]
     slow = [p for p in model.prelude.parameters() if p.dim() > 1]
-    fast = [p for p in model.parameters() if p.dim() > 1 and p not in {*slow, *vocabulary}]
+    fast = [p for p in model.parameters() if p.dim() > 1 and p not in {*slow, *vocab}]
     rest = [p for p in model.parameters() if p.dim() <= 1]
 
     def group(parameters: list, lr: float, **options) -> dict:
         return {"params": parameters, "lr": lr, "peak_lr": lr, **options}  # `train` moves lr
 
     muon = [group(fast, 6e-3), group(slow, 6e-3 * prelude_lr)]
-    adamw = [group([*vocabulary], 1e-2, weight_decay=0.05), group(rest, 3e-3, weight_decay=0.0)]
+    adamw = [group(vocab, 1e-2, weight_decay=0.05), group(rest, 3e-3, weight_decay=0.0)]
     return [Muon(muon, 6e-3), torch.optim.AdamW(adamw, betas=(0.9, 0.99))]
 
 
