@@ -11,7 +11,7 @@ from experiments import compare, report, text, variants
 from experiments.variants import VARIANTS, Circuits, Text
 from mythos import flops_per_token, num_params
 from test_mythos import edges_of, walk
-from train_tiny import Chains
+from train_tiny import Chains, logits_per_loop
 
 torch.set_num_threads(1)
 
@@ -165,7 +165,7 @@ def test_other_loops_by_hand():
 
 def test_halting_controls_spend_what_halting_spends():
     """A random exit that is given fewer loops: with accuracy = loops / 100 it scores the mean;
-    edges taken for queries."""
+    edges taken for queries; a call that ends before its last token has halted."""
     model, task = VARIANTS["chains"]["loop"].build()
     task.test_size, task.halt_threshold = 8, 0.05  # no whole number of loops
     _, used = task.measure(model, [32], 0.05)
@@ -176,6 +176,8 @@ def test_halting_controls_spend_what_halting_spends():
     found = compare.halting_controls(model, task, numbers)
     assert 1 < mean < 32 and found["random exit"] == pytest.approx(mean / 100)
     assert 0 < found["fixed at the mean"] - found["random exit"] < 0.01
+    slowest = logits_per_loop(model, task.test_set()[0], [32], 0.05)[1].amax(dim=1).float()
+    assert found["loops run"] == {1: slowest.mean().item(), 32: slowest.max().item()}
     halted = [found["only edges halt"], found["only queries halt"]]
     assert halted == pytest.approx([20 * 0.05, 20 * 0.05 * 9])
 
