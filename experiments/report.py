@@ -270,7 +270,7 @@ def draw_walks(results: dict[str, Runs], path: Path) -> None:
         ("forgets", "ring", "C1s--", "none halts; A up to 0.5"),
         ("written", "ring, halting", "C2d:", "one layer, each hop written down"),
         ("flat-told", None, "C3v-", "14 layers, told T, taught 5 hops"),
-        ("flat-slow", None, "C7x-", "14 layers, taught ends 5 hops away"),
+        ("flat-told-ten", None, "C7x-", "14 layers, told T, taught 10 hops"),
     ):
         runs = results["chains"][name]
         curves = [
