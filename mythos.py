@@ -1009,7 +1009,8 @@ def loop_gain(model, tokens: Tensor, *, n_loops=None, iterations=100, generator=
     with evaluation_mode(model), torch.inference_mode(False), torch.no_grad():
         e, rope = model.run_prelude(tokens)
         h = model.run_loop(e, rope, n_loops)
-        with torch.enable_grad():
+        # The gradient of compiled blocks can be taken once only.
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             h_next = model.step(h.requires_grad_(), e, rope, n_loops)
     v = torch.randn(h.shape, generator=generator, device=h.device).to(h.dtype)
     v, log_growth = v / v.norm(), []

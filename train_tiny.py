@@ -95,8 +95,8 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
         tokens, targets, n_loops = task.batch(generator, frontier)
 
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            # peak_lr: see `make_optimizers`.
-            group["lr"] = task.lr_scale * schedule(step, steps) * group["peak_lr"]
+            # peak_lr: see `make_optimizers`. float: a checkpoint cannot hold a number of NumPy's.
+            group["lr"] = float(task.lr_scale * schedule(step, steps) * group["peak_lr"])
 
         torch.manual_seed((100_003 * seed + step) % 2**32)  # noise: the same in a resumed run
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -465,8 +465,8 @@ def load_checkpoint(path: Path) -> dict:
 def load_model(path: str | Path) -> RecurrentDepthTransformer:
     """The model of a checkpoint, in evaluation mode, on the CPU. Unfinished runs load, too."""
     saved = load_checkpoint(Path(path))
-    made, own = saved["recipe"]["model"], RecurrentDepthTransformer.__name__
-    expect(made == own, f"{path}, model", made, f"{own}; build yours, then load_state_dict")
+    made = [saved["recipe"]["model"], *{*saved["recipe"]["config"]} - {*vars(MythosConfig())}]
+    expect(made == ["RecurrentDepthTransformer"], f"{path}, model", made, "ours: build it yourself")
     model = RecurrentDepthTransformer(MythosConfig(**saved["recipe"]["config"]))
     model.load_state_dict(saved["model"])
     return model.eval()

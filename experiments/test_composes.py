@@ -59,6 +59,9 @@ def test_compiled_blocks_serve_any_number_of_loops():
     for how in (dict(n_loops=1), dict(n_loops=2), dict(n_loops=9), dict(n_loops=9, grad_loops=2)):
         assert_close(*(gradients(m, tokens, tokens, **how) for m in (model, plain)))
     assert len(graphs) == 1
+    torch.compiler.reset()
+    model.recurrent[0].compile(backend="aot_eager")  # its gradient can be taken only once
+    assert loop_gain(model, tokens, iterations=3) > 0
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
