@@ -232,10 +232,11 @@ class RecurrentDepthTransformer(nn.Module):
         Halting and caching are for inference: with either, nothing records a gradient.
         Raises ValueError naming the argument that is out of range.
         """
-        n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, grad_loops=grad_loops,
-                             state_noise=state_noise, halt_threshold=halt_threshold,
-                             logits_to_keep=logits_to_keep)  # fmt: skip
         keep = logits_to_keep
+        if not isinstance(getattr(cache, "n_tokens", 0), Tensor):  # a CUDA graph cannot: see Cache
+            n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, logits_to_keep=keep,
+                                 grad_loops=grad_loops, state_noise=state_noise,
+                                 halt_threshold=halt_threshold)  # fmt: skip
         expect(targets is None or not keep, "logits_to_keep", keep, "0 when there are targets")
         inference = cache is not None or halt_threshold is not None
         expect(not (inference and grad_loops), "grad_loops", grad_loops, "None when inferring")
@@ -258,7 +259,7 @@ class RecurrentDepthTransformer(nn.Module):
     def run_prelude(self, tokens: Tensor, cache=None) -> tuple[Tensor, Tensor]:
         """e = input_norm(Prelude(embed_norm(embed(tokens)))), (N, T, D), and the tokens' `rope`."""
         past = 0 if cache is None else cache.n_tokens
-        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        positions = past + torch.arange(tokens.shape[1], device=tokens.device)
         rope = rope_angles(positions, self.widths.rope_dim, self.config.rope_theta)
         x = self.run_blocks(self.prelude, self.embed_norm(self.embed(tokens)), rope, cache)
         return self.input_norm(x), rope
@@ -267,7 +268,7 @@ class RecurrentDepthTransformer(nn.Module):
         """x (N, T, D) through the blocks, whose rows go to the cache's slots from `slot` on."""
         for i, block in enumerate(blocks):
             # recall(rows) is cache.append(slot + i, halted, rows): it stores a layer's new rows and
-            # returns the rows of all tokens so far.
+            # returns the rows of all tokens so far, and which of them each new token may see.
             recall = None if cache is None else partial(cache.append, slot + i, halted)
             x = block(x, rope, recall)
         return x
@@ -340,7 +341,8 @@ class RecurrentDepthTransformer(nn.Module):
             h = h_next
             if states is not None:
                 states.append(h)
-            if halted.all():  # waits for the GPU once per loop
+            # This waits for the GPU, which a CUDA graph (`Cache`) cannot: it runs all loops.
+            if not isinstance(cache.n_tokens, Tensor) and halted.all():
                 cache.fill_later_loops(t, e.shape[1])
                 break
         return h, loops_used
@@ -376,7 +378,7 @@ class RecurrentDepthTransformer(nn.Module):
     def generate(self, tokens: Tensor, max_new_tokens: int, *, temperature: float = 1.0,
                  top_k: int | None = None, top_p: float | None = None, n_loops: int | None = None,
                  halt_threshold: float | None = None, eos_token: int | None = None,
-                 generator=None) -> Tensor:  # fmt: skip
+                 generator=None, cuda_graph: bool = False) -> Tensor:  # fmt: skip
         """Continue prompts (N, T), all of one length, with sampled ids: (N, T + max_new_tokens).
 
         No token is masked: padding would be read as part of the prompt, and change the answer. Call
@@ -384,6 +386,8 @@ class RecurrentDepthTransformer(nn.Module):
 
         temperature, top_k, top_p: see `sample`. A sequence that has produced eos_token is padded
         with it; generation ends early when every one has. n_loops and halt_threshold are forward's.
+        cuda_graph: record the step that makes a token once, then replay it, without Python's calls,
+        which take most of the time for few sequences. It runs all loops, even if all tokens halt.
         Raises ValueError for arguments out of range, if prompt and new tokens exceed
         config.max_seq_len, and if weights or logits contain +inf or nan.
         """
@@ -394,13 +398,18 @@ class RecurrentDepthTransformer(nn.Module):
                              max_new_tokens=max_new_tokens, eos_token=eos_token, **how)  # fmt: skip
         (N, T), eos = tokens.shape, -1 if eos_token is None else eos_token  # no id is −1
         expect(eos < self.config.vocab_size, "eos_token", eos, "an id below vocab_size")
+        expect(not cuda_graph or tokens.is_cuda, "cuda_graph", cuda_graph, "False without CUDA")
         cache, new = self.new_cache(N, T + max_new_tokens, n_loops), tokens
+        call = dict(n_loops=n_loops, halt_threshold=halt_threshold, cache=cache, logits_to_keep=1)
+        step = lambda new: self(new, **call)[0][:, -1]  # logits (N, V) of the next token
         done = torch.zeros(N, 1, dtype=torch.bool, device=tokens.device)
         with evaluation_mode(self):
-            for _ in range(max_new_tokens):
-                logits, _ = self(new, n_loops=n_loops, halt_threshold=halt_threshold, cache=cache,
-                                 logits_to_keep=1)  # fmt: skip
-                new = sample(logits[:, -1], **how, generator=generator).to(tokens.dtype)
+            for i in range(max_new_tokens):
+                if cuda_graph and i == 1:  # behind the prompt, whose shape is another
+                    cache.n_tokens = torch.tensor([T], device=tokens.device)
+                    step = torch.cuda.make_graphed_callables(step, (new,), num_warmup_iters=1)
+                    cache.n_tokens.fill_(T)  # as before the warm-up
+                new = sample(step(new), **how, generator=generator).to(tokens.dtype)
                 new = new.masked_fill(done, eos)
                 done, tokens = done | (new == eos), torch.cat([tokens, new], dim=1)
                 if done.all():
@@ -466,8 +475,8 @@ def make_block(c: SimpleNamespace, moe: bool = False) -> Block:
 
     c: the config's fields, yours included, with the widths filled in by `derive_widths`. For
     another attention kernel give attend=… to both attentions. It is called as `causal_attention`
-    is, by `absorbed` with a scale. It must handle T = S (all new), T = 1 and 1 < T < S (new behind
-    a past), and G < H, in `absorbed` G = 1. Values are as wide as keys.
+    is, by `absorbed` with a scale. It must handle T = S (all new), T = 1, any mask (new behind a
+    past, or a CUDA graph), and G < H, in `absorbed` G = 1. Values are as wide as keys.
     """
     common = dict(d_model=c.d_model, n_heads=c.n_heads, head_dim=c.head_dim)
     if c.attention_type == "mla":
@@ -507,22 +516,17 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).to(x.dtype)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """softmax(scale·q·kᵀ)·v for the T newest of S tokens: (N, H, T, width of v).
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask=None, scale=None) -> Tensor:
+    """softmax(scale·q·kᵀ)·v, (N, H, T, width of v), of T new tokens that look at S.
 
-    Query i is token S − T + i, and sees the keys 0 … S − T + i. q is (N, H, T, width); k and v
-    (N, G, S, ..) may have fewer heads. scale: None is 1 / sqrt(width).
+    q is (N, H, T, width); k and v (N, G, S, ..) may have fewer heads. mask (T, S): which keys each
+    query sees; None: all up to its own, if T = S or T = 1. scale: None is 1 / sqrt(width).
     """
-    (N, H, T, _), (_, G, S, _) = q.shape, k.shape
-    # One formula, three calls: the first two need no mask in memory.
-    if T == S:  # all tokens are new: query i sees keys 0 … i, which is what is_causal means
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    if T == 1:  # it sees all keys. The H/G heads that share a key go as H/G queries of one head
-        out = F.scaled_dot_product_attention(q.reshape(N, G, H // G, -1), k, v, scale=scale)
+    (N, H, T, _), G, how = q.shape, k.shape[1], dict(attn_mask=mask, scale=scale)
+    if T == 1:  # the H/G heads that share a key go as H/G queries of one head
+        out = F.scaled_dot_product_attention(q.reshape(N, G, H // G, -1), k, v, **how)
         return out.reshape(N, H, 1, -1)
-    # New tokens behind a past: is_causal would align query 0 with key 0, so we build the mask.
-    mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=mask is None, enable_gqa=True, **how)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -531,7 +535,7 @@ class GroupedQueryAttention(nn.Module):
     forward: x (N, T, D), rope = `rope_angles(positions, head_dim)` for x's positions -> (N, T, D).
     A token's *row*, all that later tokens need of it, is its keys and values: W = 2·G·C numbers.
     recall(rows), given when there is a cache, stores the new rows, (N, T, W), and returns those of
-    all tokens so far, (N, S, W).
+    all tokens so far, (N, S, W), and a mask for `attend`.
 
     To lift it: `torch`, `nn`, `F`, `Tensor`, `rope_angles`, `apply_rope`, `causal_attention`.
     """
@@ -551,11 +555,11 @@ class GroupedQueryAttention(nn.Module):
         q = self.q_proj(x).view(N, T, -1, C).transpose(1, 2)  # (N, H, T, C)
         k = self.k_proj(x).view(N, T, G, C).transpose(1, 2)  # (N, G, T, C)
         v = self.v_proj(x).view(N, T, G, C).transpose(1, 2)
-        q, k = apply_rope(q, rope), apply_rope(k, rope)
+        q, k, mask = apply_rope(q, rope), apply_rope(k, rope), None
         if recall is not None:
-            rows = recall(torch.cat([k, v], dim=1).transpose(1, 2).flatten(2))  # (N, S, 2·G·C)
+            rows, mask = recall(torch.cat([k, v], dim=1).transpose(1, 2).flatten(2))
             k, v = rows.view(N, -1, 2 * G, C).transpose(1, 2).chunk(2, dim=1)  # (N, G, S, C) each
-        return self.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.out_proj(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -613,27 +617,25 @@ class MultiHeadLatentAttention(nn.Module):
         latent, k_rope = self.kv_down_proj(x).split([self.kv_lora_rank, self.rope_dim], dim=-1)
         q_rope, k_rope = apply_rope(q_rope, rope), apply_rope(k_rope, rope)
         rows = torch.cat([self.kv_norm(latent), k_rope], dim=-1)  # (N, T, W)
-        if recall is not None:
-            rows = recall(rows)  # (N, S, W)
+        rows, mask = (rows, None) if recall is None else recall(rows)  # (N, S, W)
         # Two ways to one result. One new token after a past: `absorbed` is far cheaper. Many new
         # tokens: `expanded`. `absorbed` never builds k and v, so anything nonlinear between
         # kv_up_proj and the score, such as QK-norm, rules it out: then always take `expanded`.
         absorb = T == 1 and rows.shape[1] > 1 and is_plain_linear(self.kv_up_proj)
-        out = self.absorbed(q, q_rope, rows) if absorb else self.expanded(q, q_rope, rows)
+        out = (self.absorbed if absorb else self.expanded)(q, q_rope, rows, mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
-    def expanded(self, q: Tensor, q_rope: Tensor, rows: Tensor) -> Tensor:
+    def expanded(self, q: Tensor, q_rope: Tensor, rows: Tensor, mask=None) -> Tensor:
         """Rebuild each head's keys and values from all S rows, then attend: (N, H, T, C)."""
-        N, S, _ = rows.shape
         latent, k_rope = rows.split([self.kv_lora_rank, self.rope_dim], dim=-1)
-        kv = self.kv_up_proj(latent).view(N, S, self.n_heads, -1).transpose(1, 2)
+        kv = self.kv_up_proj(latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         k, v = kv.chunk(2, dim=-1)  # (N, H, S, C) each
         k_rope = k_rope[:, None].expand(-1, self.n_heads, -1, -1)  # the same key for every head
         q, k = torch.cat([q, q_rope], dim=-1), torch.cat([k, k_rope], dim=-1)
         v = F.pad(v, (0, self.rope_dim))  # the fast kernels want values as wide as keys
-        return self.attend(q, k, v)[..., : self.head_dim]
+        return self.attend(q, k, v, mask)[..., : self.head_dim]
 
-    def absorbed(self, q: Tensor, q_rope: Tensor, rows: Tensor) -> Tensor:
+    def absorbed(self, q: Tensor, q_rope: Tensor, rows: Tensor, mask=None) -> Tensor:
         """Attend to the rows themselves: (N, H, T, C).
 
         q·(U_k·latent) = (U_kᵀ·q)·latent and Σ p·(U_v·latent) = U_v·(Σ p·latent): apply U_kᵀ to the
@@ -645,7 +647,7 @@ class MultiHeadLatentAttention(nn.Module):
         q = torch.cat([torch.einsum("nhtc,hcz->nhtz", q, U_k), q_rope], dim=-1)  # (N, H, T, W)
         rows = rows[:, None]  # (N, 1, S, W): one key/value head
         # q is W wide now, but the score is still that of C + rope_dim numbers: scale by those.
-        out = self.attend(q, rows, rows, scale=(self.head_dim + self.rope_dim) ** -0.5)
+        out = self.attend(q, rows, rows, mask, scale=(self.head_dim + self.rope_dim) ** -0.5)
         out = out[..., : self.kv_lora_rank]  # drop the last rope_dim columns: rotated keys
         return torch.einsum("nhtz,hcz->nhtc", out, U_v)
 
@@ -786,6 +788,10 @@ class Cache:
     each loop: first the prelude's layers, then those of loop 0, of loop 1, …, then the coda's.
     `rows` is (slots, N, length, W). `n_tokens` counts the tokens held; set it to 0 to start afresh,
     and when the model's weights have changed.
+
+    A CUDA graph repeats one call with the same shapes, and may not wait for a tensor's value. For
+    it, `generate` makes n_tokens a tensor, (1,), which the graph itself counts up. Then attention
+    gets all `length` rows, with a mask that hides the empty ones; arguments are not checked.
     """
 
     def __init__(self, shape: tuple, n_loops: int, prelude_layers: int, recurrent_layers: int):
@@ -796,8 +802,9 @@ class Cache:
         """The slot of loop t's first layer; for t = n_loops, of the coda's first layer."""
         return self.prelude_layers + t * self.recurrent_layers
 
-    def append(self, slot: int, halted: Tensor | None, rows: Tensor) -> Tensor:
-        """Put new rows (N, T, W) behind the n_tokens already in a slot; return all, (N, S, W).
+    def append(self, slot: int, halted: Tensor | None, rows: Tensor):
+        """Put new rows (N, T, W) behind the n_tokens already in a slot. Returns all, (N, S, W), and
+        `causal_attention`'s mask.
 
         Attention is given recall(rows): `run_blocks` fixes slot and halted. n_tokens stays; forward
         adds T to it after all layers have run. halted (N, T): these tokens keep their row of the
@@ -807,20 +814,24 @@ class Cache:
         if self.rows is None:  # only now: under FSDP or autocast, rows and weights differ in dtype
             self.rows = rows.new_zeros(self.shape)
         expect(self.rows.dtype == rows.dtype, "cache, dtype", self.rows.dtype, rows.dtype)
-        new = slice(self.n_tokens, self.n_tokens + rows.shape[1])
+        T, n = rows.shape[1], self.n_tokens
+        new = n + torch.arange(T, device=n.device) if isinstance(n, Tensor) else slice(n, n + T)
         if halted is not None:
             # In loop 0, where no token has halted, this slot may be any: nothing is taken of it.
-            before = self.rows[slot - self.recurrent_layers, :, new]
+            before = self.rows[slot - self.recurrent_layers][:, new]
             rows = torch.where(halted[..., None], before, rows)
-        self.rows[slot, :, new] = rows
-        return self.rows[slot, :, : new.stop]
+        self.rows[slot][:, new] = rows
+        if isinstance(n, Tensor):
+            return self.rows[slot], torch.arange(self.shape[2], device=n.device) <= new[:, None]
+        mask = rows.new_ones(T, n + T, dtype=torch.bool).tril(n) if n > 0 and T > 1 else None
+        return self.rows[slot][:, : n + T], mask
 
     def fill_later_loops(self, t: int, n_new: int) -> None:
         """All n_new tokens have halted by the end of loop t: repeat their rows in the slots of the
         loops that are not run. A later token may run those, and will read them."""
         new = slice(self.n_tokens, self.n_tokens + n_new)
         for slot in range(self.first_slot(t + 1), self.first_slot(self.n_loops)):
-            self.rows[slot, :, new] = self.rows[slot - self.recurrent_layers, :, new]
+            self.rows[slot][:, new] = self.rows[slot - self.recurrent_layers][:, new]
 
 
 # ================================================================================================
@@ -1090,32 +1101,27 @@ def kv_bytes_per_token(model, n_loops: int | None = None, bytes_per_number: int 
 # name; if you change the architecture, choose it anew. rope_theta keeps its default: raise it when
 # training at these lengths.
 SMALL = dict(prelude_layers=2, coda_layers=2, n_kv_heads=8, kv_lora_rank=512, head_dim=128)
-MEDIUM = SMALL | dict(prelude_layers=3, coda_layers=3, q_lora_rank=1536, vocab_size=131_072)
-LARGE = MEDIUM | dict(prelude_layers=4, coda_layers=4)
-SIZES = {
-    # The toy of train_tiny.py, for 20 nodes and 20² edges. Its trainer starts the prelude as the
-    # identity, which drowns no embedding.
-    "tiny": dict(d_model=128, n_heads=4, max_loop_iters=12, d_expert=64, max_seq_len=64,
-        vocab_size=420, n_kv_heads=2, kv_lora_rank=64, embed_norm=False),
-    "1B": SMALL | dict(d_model=1536, num_experts=32, num_experts_per_token=4, d_expert=1040,
-        n_heads=16, recurrent_layers=4, max_loop_iters=8, max_seq_len=4_096, vocab_size=65_536),
-    "3B": SMALL | dict(d_model=2048, num_experts=64, num_experts_per_token=4, d_expert=1024,
-        n_heads=16, recurrent_layers=6, max_loop_iters=8, max_seq_len=8_192, vocab_size=65_536),
-    "7B": SMALL | dict(d_model=2560, num_experts=64, num_experts_per_token=6, d_expert=1456,
-        n_heads=24, recurrent_layers=8, max_loop_iters=12, max_seq_len=8_192, vocab_size=131_072),
-    "10B": SMALL | dict(d_model=3072, num_experts=64, num_experts_per_token=6, d_expert=1784,
-        n_heads=24, recurrent_layers=8, max_loop_iters=12, max_seq_len=16_384, vocab_size=131_072),
-    "50B": MEDIUM | dict(d_model=4096, num_experts=128, num_experts_per_token=6, d_expert=2496,
-        n_heads=32, recurrent_layers=12, max_loop_iters=16, max_seq_len=32_768),
-    "70B": MEDIUM | dict(d_model=5120, num_experts=128, num_experts_per_token=8, d_expert=2384,
-        n_heads=40, recurrent_layers=14, max_loop_iters=16, max_seq_len=32_768),
-    "100B": MEDIUM | dict(d_model=5120, num_experts=160, num_experts_per_token=8, d_expert=2432,
-        n_heads=40, recurrent_layers=16, max_loop_iters=20, max_seq_len=65_536),
-    "500B": LARGE | dict(d_model=7168, num_experts=256, num_experts_per_token=8, d_expert=3712,
-        n_heads=56, recurrent_layers=24, max_loop_iters=24, max_seq_len=131_072),
-    "1T": LARGE | dict(d_model=8192, num_experts=256, num_experts_per_token=8, d_expert=4896,
-        n_heads=64, recurrent_layers=32, max_loop_iters=32, max_seq_len=262_144),
+LARGE = SMALL | dict(prelude_layers=3, coda_layers=3, q_lora_rank=1536)
+HUGE = LARGE | dict(prelude_layers=4, coda_layers=4)
+COLUMNS = """d_model n_heads recurrent_layers max_loop_iters num_experts num_experts_per_token d_expert
+    vocab_size max_seq_len""".split()
+ROWS = {
+    "1B":   (SMALL, 1536, 16,  4,  8,  32, 4, 1040,  65_536,   4_096),
+    "3B":   (SMALL, 2048, 16,  6,  8,  64, 4, 1024,  65_536,   8_192),
+    "7B":   (SMALL, 2560, 24,  8, 12,  64, 6, 1456, 131_072,   8_192),
+    "10B":  (SMALL, 3072, 24,  8, 12,  64, 6, 1784, 131_072,  16_384),
+    "50B":  (LARGE, 4096, 32, 12, 16, 128, 6, 2496, 131_072,  32_768),
+    "70B":  (LARGE, 5120, 40, 14, 16, 128, 8, 2384, 131_072,  32_768),
+    "100B": (LARGE, 5120, 40, 16, 20, 160, 8, 2432, 131_072,  65_536),
+    "500B": (HUGE,  7168, 56, 24, 24, 256, 8, 3712, 131_072, 131_072),
+    "1T":   (HUGE,  8192, 64, 32, 32, 256, 8, 4896, 131_072, 262_144),
 }  # fmt: skip
+# The toy of train_tiny.py, for 20 nodes and 20² edges. Its trainer starts the prelude as the
+# identity, which drowns no embedding.
+TINY = dict(d_model=128, n_heads=4, max_loop_iters=12, d_expert=64, max_seq_len=64, vocab_size=420,
+            n_kv_heads=2, kv_lora_rank=64, embed_norm=False)  # fmt: skip
+SIZES = {"tiny": TINY}
+SIZES |= {name: more | dict(zip(COLUMNS, row)) for name, (more, *row) in ROWS.items()}
 
 
 def get_model_config(name: str) -> MythosConfig:

@@ -186,33 +186,17 @@ def decoder(s, c: MythosConfig, context: int, who: str):
         model.compile(fullgraph=True)
     cache = model.to(s.dtype).new_cache(SEQUENCES, context + TOKENS)
     model(prompt, cache=cache)
+    step = lambda token: model(token, n_loops=cache.n_loops, cache=cache)[0]
+    if who == GRAPH:  # as in generate(cuda_graph=True)
+        cache.n_tokens = torch.tensor([context], device=s.device)
+        step = torch.cuda.make_graphed_callables(step, (token,), num_warmup_iters=1)
 
     def ours() -> None:
-        cache.n_tokens = context  # forget the tokens of the call before
+        cache.n_tokens -= cache.n_tokens - context  # forget the call before; a graph's: in place
         for _ in range(TOKENS):
-            model(token, cache=cache)
+            step(token)
 
-    return graphed(model, token, cache) if who == GRAPH else ours
-
-
-def graphed(model: RecurrentDepthTransformer, token: Tensor, cache: mythos.Cache):
-    """A call that decodes one token TOKENS times from a CUDA graph, without Python's calls."""
-
-    def step() -> None:  # without forward's look at the ids, which waits for the GPU
-        e, rope = model.run_prelude(token, cache)
-        h = model.run_loop(e, rope, model.config.max_loop_iters, cache)
-        model.run_coda(h, rope, cache, 1)
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()  # allocates and initialises, which a graph must not
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    # A graph knows addresses only: `step` keeps alive what lies there.
-    return lambda keep=step: [graph.replay() for _ in range(TOKENS)]
+    return ours
 
 
 def training(s):

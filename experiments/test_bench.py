@@ -29,9 +29,10 @@ def test_every_part_is_printed_and_kept(settings, tmp_path, capsys, monkeypatch)
     other.forward = lambda tokens, **_: other.weight[tokens]
     for name, value in dict(
         HERE=tmp_path, RUNS=tmp_path / "runs", ROUNDS=1, TOKENS=1, find_spec=lambda name: True,
-        llama=lambda *_: other, open_mythos=lambda *_: other, graphed=lambda *_: lambda: None,
+        llama=lambda *_: other, open_mythos=lambda *_: other,
     ).items():  # fmt: skip
         monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda step, *_, **how: step)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)
     page, kept = tmp_path / "SPEED.md", tmp_path / "results/speed-cpu.json"
     before = page.read_text(), kept.read_text()
@@ -91,9 +92,9 @@ def test_rounds_and_rivals_do_the_same_work(monkeypatch):
     assert bench.flops(plain, 256) == pytest.approx(bench.flops(bench.SMALL, 256), rel=0.01)
     lengths, real = [], bench.RecurrentDepthTransformer.forward
 
-    def noted(model, tokens, cache):
-        lengths.append(cache.n_tokens)
-        return real(model, tokens, cache=cache)
+    def noted(model, tokens, **how):
+        lengths.append(how["cache"].n_tokens)
+        return real(model, tokens, **how)
 
     monkeypatch.setattr(bench.RecurrentDepthTransformer, "forward", noted)
     call = bench.decoder(bench.SETTINGS["cpu"], TINY, 9, "ours")
