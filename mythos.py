@@ -755,8 +755,8 @@ class MixtureOfExperts(nn.Module):
             self.load_per_call.append(load)
         inputs = x.index_select(0, token)  # (pairs, D); x[token] has a slow backward
         gate, up = grouped_mm(inputs, self.gate_up_proj, ends).chunk(2, dim=-1)
-        # down_proj is linear: scaling its narrow input equals scaling its output.
-        hidden = F.silu(gate) * up * mix.flatten()[pair, None]  # (pairs, d_expert)
+        # down_proj is linear: scaling its input, only d_expert wide, equals scaling its output.
+        hidden = F.silu(gate) * up * mix.flatten().index_select(0, pair)[:, None]
         out = grouped_mm(hidden, self.down_proj, ends)  # (pairs, D)
         return torch.zeros_like(x).index_add(0, token, out.to(x.dtype))
 
