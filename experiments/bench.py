@@ -218,7 +218,78 @@ def decoding(s):
             yield from race(s, f"{name}, {context} tokens cached", rivals, make, TOKENS, "steps")
 
 
-PARTS = dict(training=training, decoding=decoding)
+def by_part(s):
+    """Forward and backward of each part of the looped block with 8 experts, and of a Llama's, in
+    fp32. Indented once: what a part consists of; twice: another way to the same numbers."""
+    N, T, c = 8, 256, mythos.derive_widths(SMALL)
+    D, H, C, R = c.d_model, c.n_heads, c.head_dim, c.rope_dim
+    block, plain = (RecurrentDepthTransformer(config).recurrent[0] for config in (SMALL, PLAIN))
+    mla, moe, norm = block.attention, block.ffn, nn.RMSNorm(D)
+    some, all_ = (mythos.rope_angles(torch.arange(T), width) for width in (R, C))
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, requires_grad=True)
+
+    def heads(width: int) -> Tensor:  # in memory as a product makes them
+        return leaf(N, T, H, width).transpose(1, 2)
+
+    x, tokens, (q, k), k_rope = leaf(N, T, D), leaf(N * T, D), (heads(C), heads(C)), leaf(N, 1, T, R)
+    wide, narrow = [heads(C + R) for _ in range(3)], [heads(C) for _ in range(3)]
+    chosen, shares = moe.route(tokens)
+    pair = chosen.flatten().sort(stable=True).indices
+    ends = chosen.flatten().bincount(minlength=c.num_experts).cumsum(0).int()
+    pairs, hidden, gates = (leaf(len(pair), n) for n in (D, c.d_expert, 2 * c.d_expert))
+
+    def turn(q: Tensor) -> Tensor:
+        q, q_rope = q.split([C, R], dim=-1)
+        return torch.cat([q, mythos.apply_rope(q_rope, some)], dim=-1)
+
+    def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT / q.shape[-1] ** 0.5 + torch.full((T, T), -torch.inf).triu(1)
+        return scores.softmax(dim=-1) @ v
+
+    def gated(gates: Tensor, shares: Tensor) -> Tensor:
+        gate, up = gates.chunk(2, dim=-1)
+        return F.silu(gate) * up * shares.flatten().index_select(0, pair)[:, None]
+
+    def by_vector_norm(x: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * (size**2 / D + 1e-6).rsqrt() * norm.weight
+
+    rows = [
+        ("MLA", mla, x, some), ("  queries: two products, a norm", mla.q_proj, x),
+        ("  latent and rotated key", mla.kv_down_proj, x),
+        ("  keys and values rebuilt", mla.kv_up_proj, leaf(N, T, c.kv_lora_rank)),
+        ("  queries split, rotated, joined", turn, wide[0]),
+        ("  keys joined", lambda k, r: torch.cat([k, r.expand(-1, H, -1, -1)], -1), k, k_rope),
+        ("  values padded to the keys' width", lambda v: F.pad(v, (0, R)), q),
+        ("  attend", mythos.causal_attention, *wide),
+        ("    values not padded", mythos.causal_attention, *wide[:2], q),
+        ("    two products and a softmax", softmax, *wide[:2], q),
+        ("  out", mla.out_proj, x), ("a Llama's attention", plain.attention, x, all_),
+        ("  attend", mythos.causal_attention, *narrow),
+        ("experts", moe, x), ("  router and choice", lambda x: moe.route(x)[1], tokens),
+        ("  sort", lambda: chosen.flatten().sort(stable=True).values * 1.0),
+        ("  gather", lambda x: x.index_select(0, pair // 2), tokens),
+        ("  gate and up, 8 products", mythos.grouped_mm, pairs, moe.gate_up_proj, ends),
+        ("  gating and shares", gated, gates, shares.detach().requires_grad_()),
+        ("  down, 8 products", mythos.grouped_mm, hidden, moe.down_proj, ends),
+        ("  sum", lambda y: torch.zeros_like(tokens).index_add(0, pair // 2, y), pairs),
+        ("  shared expert", moe.shared, x), ("a Llama's feed-forward", plain.ffn, x),
+        ("a norm", norm, x), ("    by vector_norm", by_vector_norm, x),
+    ]  # fmt: skip
+
+    def there_and_back(call, *inputs) -> None:
+        out = call(*inputs)
+        if out.requires_grad:
+            out.backward(torch.ones_like(out, memory_format=torch.contiguous_format))
+
+    times = seconds(*(partial(there_and_back, *row[1:]) for row in rows))
+    for (what, *_), t in zip(rows, times, strict=True):
+        yield what, f"{1e3 * t:.1f} ms"
+
+
+PARTS = {"training": training, "by-part": by_part, "decoding": decoding}
 
 
 def tables(parts: dict) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import mythos
 from experiments import report, variants
-from experiments.variants import Ends, Text, ToldHops, Written
+from experiments.variants import Ends, Table, Text, ToldHops, Written
 from mythos import RecurrentDepthTransformer, expect
 from train_tiny import Chains, load_checkpoint, logits_per_loop, mean, train
 
@@ -34,6 +34,9 @@ def measure(kind: str, model: RecurrentDepthTransformer, task, frontier: int) ->
     n_loops, most = getattr(task, "n_loops", None), variants.MOST_LOOPS
     if isinstance(task, Text):
         return {"bits_per_byte": task.measure(model, [n_loops])}
+    if isinstance(task, Table):
+        halts = {"none halts": None, "halting": task.halt_threshold}
+        return {"walk": {how: task.walk(model, threshold) for how, threshold in halts.items()}}
     written = isinstance(model, Written)
     if not model.recurrent or n_loops == 1 and not written:
         accuracy = task.measure(model, [n_loops or 0])[0]

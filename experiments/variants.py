@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What is compared: the models of train_tiny.py, circuits.py and text.py, slightly changed.
+"""What is compared: the models of train_tiny.py, circuits.py and text.py, slightly changed, and
+another project's benchmark.
 
 VARIANTS, at the end, has a row for each. To add a variant, add a row:
 
@@ -15,9 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+import mythos
 from experiments.circuits import Circuits
 from experiments.text import Text
-from mythos import RecurrentDepthTransformer, add_noise, evaluation_mode, expect
+from mythos import MythosConfig, RecurrentDepthTransformer, add_noise, evaluation_mode, expect
 from train_tiny import Chains, Task
 
 # ---- Tasks, and a model ----
@@ -158,6 +160,58 @@ class ToldHops(Chains):
         return {self.n_loops: right}, used
 
 
+class Table(Chains):
+    """Another project's benchmark (github.com/duongtrongnguyen123/recurrent-depth-ttc).
+
+    Twelve tokens are the table of a random function f: the i-th says what f(i) is. A last one says
+    where to start; after T loops its answer is f applied T times. The table's tokens are scored,
+    too, whatever T is: their answer is themselves. In training T is at most `train_loops`.
+    """
+
+    name, n_nodes, batch_size, steps, train_loops = "table", 12, 96, 1500, 8
+    prelude_lr = 1.0  # the prelude has to tell each token of the table where it stands
+    halt_threshold = 0.5
+
+    def config(self, attention_type: str) -> MythosConfig:
+        """A value has to find the place of the same number: RoPE turns whole heads (GQA), and fast
+        enough for 13 places. The state forgets faster, as in `forgets` below."""
+        places = dict(n_kv_heads=4, rope_theta=20.0, embed_norm=True)
+        other = dict(vocab_size=self.n_nodes, spectral_radius_target=0.5)
+        return replace(super().config("gqa"), **places, **other)
+
+    def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
+        """Half of the steps use as many loops as the curriculum allows, the rest 1 to as many."""
+        drawn = int(torch.randint(1 - frontier, frontier + 1, (), generator=generator))
+        return drawn if drawn > 0 else frontier
+
+    def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
+        n, T = self.n_nodes, self.draw_loops(generator, frontier)
+        tokens = torch.randint(n, (self.batch_size, n + 1), generator=generator)
+        table, node = tokens.split([n, 1], dim=1)
+        for _ in range(T):
+            node = table.gather(1, node)
+        return tokens, torch.cat([table, node], dim=1), T
+
+    def advance(self, frontier: int, n_loops: int, loss: float) -> int:
+        """Curriculum. Of 13 answers only one is not given away, so the loss starts small."""
+        mastered = n_loops == frontier < self.train_loops and loss < 0.03
+        return frontier + 1 if mastered else frontier
+
+    @torch.no_grad()
+    def walk(self, model: RecurrentDepthTransformer, threshold: float | None) -> list[float]:
+        """For 1 to 64·n hops, the share of 500 starts for which the answer is right after as many
+        loops."""
+        most, n, right, rng = 64 * self.train_loops, self.n_nodes, [], torch.Generator()
+        for tokens in torch.randint(n, (5, 100, n + 1), generator=rng.manual_seed(12345)):
+            table, node = tokens.split([n, 1], dim=1)
+            _, states, _, rope = mythos.run_every_loop(model, tokens, most, threshold)
+            states += states[-1:] * (most - len(states))  # once all have halted, nothing moves
+            answers = torch.stack([model.run_coda(h, rope)[:, -1].argmax(dim=-1) for h in states])
+            path = [node := table.gather(1, node) for _ in range(most)]
+            right.append((answers == torch.cat(path, dim=1).T).float().mean(dim=1))
+        return torch.stack(right).mean(dim=0).tolist()
+
+
 class Gates(Counted, Circuits):
     """Circuits for a model of one loop, or of none."""
 
@@ -245,6 +299,7 @@ SLOW = NONE | dict(lr_scale=0.5)  # the rate that suits deep stacks better (seed
 TEN = dict(steps=1200, train_hops=10, lr_scale=0.5)
 TWELVE, ALL = dict(recurrent_layers=12), dict(steps=800, n_loops=1, prelude_lr=1.0)
 FORGETS, BOLD = dict(spectral_radius_target=0.5), dict(halt_threshold=0.5)
+LONG = BOLD | dict(steps=1200)
 NEAR = ONCE | dict(train_hops=1)
 ONE_LAYER = dict(prelude_layers=0, coda_layers=0, num_experts=0)
 
@@ -253,6 +308,7 @@ VARIANTS = {
         "loop": Variant("the loop of train_tiny.py"),
         "loop-fresh": Variant("the same, on fresh seeds", seeds=FRESH),
         "forgets": Variant("A up to 0.5, not 0.95", Chains, FORGETS, BOLD, seeds=FRESH),
+        "forgets-long": Variant("A up to 0.5, 1,200 steps", Chains, FORGETS, LONG, seeds=FRESH),
         "ends": Variant("the loop, taught ends only", Ends),
         "ends-fresh": Variant("the same, on fresh seeds", Ends, seeds=tuple(range(15, 20))),
         "one-loop": Variant("the model once, prelude like any block", Ends, {}, PLAIN_ONCE),
@@ -270,6 +326,10 @@ VARIANTS = {
         "one-loop": Variant("the model once, prelude like any block", Gates, {}, PLAIN_ONCE),
         "flat-params": Variant("3 layers, same parameters", Gates, SAME_PARAMS, NONE),
         "flat-slow": Variant("14 layers, half the learning rate", Gates, SAME_FLOPS, SLOW),
+    },
+    "table": {
+        f"loop-{n}": Variant(f"up to {n} hops", Table, {}, dict(train_loops=n), seeds=FRESH[:5])
+        for n in (4, 8, 16)
     },
     "text": {
         **{f"flat-{n}": Variant(f"{n} layers", Bytes, stack(n), NONE) for n in (3, 4, 6, 9, 12)},
