@@ -159,20 +159,12 @@ def taught_alike(run: dict) -> tuple[str, str]:
     return run["task"], "ends" if chains and supervision(run) == "ends" else "loop"
 
 
-def first_below(runs: list[dict], how: str) -> str:
-    """In each run, from how many hops on less than 95% of the answers are right."""
-    found = [[hops for hops, share in enumerate(r["walk"][how], 1) if share < 0.95] for r in runs]
-    return ", ".join(map(str, sorted(hops[0] for hops in found if hops))) or "none"
-
-
 WORDS = {  # column -> what it says of a row's runs
     "what differs": lambda runs: variant_of(runs[0]).what,
     "supervision": lambda runs: supervision(runs[0]),
     "seeds": lambda runs: f"{len(runs)}",
     "parameters (active)": parameters,
     "verdict": lambda runs: "PASS" if runs[0]["passed"] else "FAIL",
-    "first below 95%, none halts": lambda runs: first_below(runs, "none halts"),
-    "first below 95%, halting": lambda runs: first_below(runs, "halting"),
 }
 LAW = {"worth so many layers": worth, "φ": phi}  # columns of rows with a loop
 LEAD = "the loop's lead at 10 hops"
@@ -199,10 +191,11 @@ MEASURES = {  # column, as a pattern -> what it says of one run; circuits: depth
     r"state norm, loop (\d+)": lambda run, L: run["state_norm"][L],
     r"loops until an edge rests": lambda run: run["rest"]["loops of edges"],
     r"(edges|queries) that rest": lambda run, which: 100 * run["rest"][f"{which} rest"],
-    # train_hops n, and the walk goes to 64·n hops
-    r"(\d+)·n hops, (none halts|halting)": lambda run, k, how: (
-        100 * run["walk"][how][int(k) * len(run["walk"][how]) // 64 - 1]
+    r"n hops, (none halts|halting)": lambda run, how: (
+        100 * run["walk"][how][len(run["walk"][how]) // 64 - 1]
     ),
+    r"64·n hops, (none halts|halting)": lambda run, how: 100 * run["walk"][how][-1],
+    r"worst of all hops, (none halts|halting)": lambda run, how: 100 * min(run["walk"][how]),
     r"walks rings": lambda run: 100 * run["checks"][4][1],
     r"most lost by more loops": lambda run: 100 * run["checks"][2][1],
 }

@@ -10,8 +10,6 @@ from mythos import RecurrentDepthTransformer
 from test_mythos import edges_of
 from train_tiny import Chains
 
-torch.set_num_threads(1)
-
 
 def test_a_question_is_written_as_in_training():
     """Other edges; a wrong truth; an unreadable example; an answer to no question."""

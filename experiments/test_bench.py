@@ -11,7 +11,6 @@ import torch
 
 from experiments import bench
 
-torch.set_num_threads(1)
 TINY = replace(bench.TOY, d_model=32, n_heads=2, max_loop_iters=2)
 
 

@@ -5,8 +5,6 @@ import torch
 
 from experiments.circuits import Circuits
 
-torch.set_num_threads(1)
-
 
 def compute(row: list[int], n: int) -> tuple[dict[int, int], dict[int, int]]:
     """Value and depth of each variable, from the tokens alone, one variable at a time."""

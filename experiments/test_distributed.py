@@ -13,8 +13,6 @@ from torch.testing import assert_close
 
 from experiments import distributed
 
-torch.set_num_threads(1)
-
 
 def numbers(text):
     """Norms, losses and biases."""

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every number in the tables of RESULTS.md and README.md, recomputed from the runs in results/
-without the report's code; and the numbers in the sentences beside them."""
+"""Every number of RESULTS.md and README.md, recomputed from results/ without the report's code."""
 
 import json
 import re
@@ -93,6 +92,9 @@ VALUES = {  # column -> what it says of one run
     r"rho\(A\)": lambda run: run["rho"],
     r"gain, first loop": lambda run: run["gain"]["0"],
     r"gain, after 32 loops": lambda run: run["gain"]["32"],
+    r"n hops, (.*)": lambda run, how: 100 * run["walk"][how][run["frontier"] - 1],
+    r"64·n hops, (.*)": lambda run, how: 100 * run["walk"][how][-1],
+    r"worst of all hops, (.*)": lambda run, how: 100 * min(run["walk"][how]),
     r"bits per byte": bits,
     r"worth so many layers": worth,
     r"φ": lambda run: np.log(worth(run) / 3) / np.log(int(run["variant"][5:])),

@@ -266,13 +266,11 @@ def test_a_checkpoint_belongs_to_its_run(cpu, tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is damaged, or not ours$"):
             train_tiny.load_model(path)
-    torch.save(saved | {"recipe": saved["recipe"] | {"model": "Mine"}}, path)
-    with pytest.raises(ValueError, match=r"model: got \['Mine'\]"):
-        train_tiny.load_model(path)
     config = saved["recipe"]["config"] | {"window": 4}  # of a subclass of MythosConfig
-    torch.save(saved | {"recipe": saved["recipe"] | {"config": config}}, path)
-    with pytest.raises(ValueError, match="model: got .*'window'"):
-        train_tiny.load_model(path)
+    for other in (dict(model="Mine"), dict(config=config)):
+        torch.save(saved | {"recipe": saved["recipe"] | other}, path)
+        with pytest.raises(ValueError, match="model: got .*('Mine'|'window')"):
+            train_tiny.load_model(path)
     task.lr_scale = torch.ones(1).double().numpy()[0]
     train(start(task)[0], task, steps=1, seed=0, checkpoint=path)
     assert train_tiny.load_model(path)

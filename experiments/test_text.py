@@ -11,8 +11,6 @@ from experiments import text
 from experiments.text import Text
 from mythos import RecurrentDepthTransformer
 
-torch.set_num_threads(1)
-
 
 def test_the_data_are_files_with_text(tmp_path, monkeypatch, capsys):
     """Results of a run, hidden files or a folder among the data; --data that is not read, or holds

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
 NOTEBOOK = Path(__file__).resolve().parent.parent / "tutorial.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
 CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]

@@ -16,11 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-import mythos
 from experiments.circuits import Circuits
 from experiments.text import Text
 from mythos import MythosConfig, RecurrentDepthTransformer, add_noise, evaluation_mode, expect
-from train_tiny import Chains, Task
+from train_tiny import Chains, Task, logits_per_loop
 
 # ---- Tasks, and a model ----
 
@@ -197,18 +196,17 @@ class Table(Chains):
         mastered = n_loops == frontier < self.train_loops and loss < 0.03
         return frontier + 1 if mastered else frontier
 
-    @torch.no_grad()
     def walk(self, model: RecurrentDepthTransformer, threshold: float | None) -> list[float]:
         """For 1 to 64·n hops, the share of 500 starts for which the answer is right after as many
         loops."""
-        most, n, right, rng = 64 * self.train_loops, self.n_nodes, [], torch.Generator()
-        for tokens in torch.randint(n, (5, 100, n + 1), generator=rng.manual_seed(12345)):
+        loops, n, right = range(1, 64 * self.train_loops + 1), self.n_nodes, []
+        generator = torch.Generator().manual_seed(12345)
+        for tokens in torch.randint(n, (5, 100, n + 1), generator=generator):
+            logits, _ = logits_per_loop(model, tokens, loops, threshold)
             table, node = tokens.split([n, 1], dim=1)
-            _, states, _, rope = mythos.run_every_loop(model, tokens, most, threshold)
-            states += states[-1:] * (most - len(states))  # once all have halted, nothing moves
-            answers = torch.stack([model.run_coda(h, rope)[:, -1].argmax(dim=-1) for h in states])
-            path = [node := table.gather(1, node) for _ in range(most)]
-            right.append((answers == torch.cat(path, dim=1).T).float().mean(dim=1))
+            path = [node := table.gather(1, node) for _ in loops]
+            answers = [logits[T][:, n:].argmax(dim=-1) for T in loops]
+            right.append((torch.cat(answers, dim=1) == torch.cat(path, dim=1)).float().mean(dim=0))
         return torch.stack(right).mean(dim=0).tolist()
 
 
