@@ -27,7 +27,7 @@ other helpers, looking inside, counting, named sizes, and the checks of argument
 
 To copy a part into a file of yours: its docstring says under "To lift it" what to take along.
 
-Letters in equations and shapes. A *row* is what a token leaves in the cache, in each layer.
+Letters in equations and shapes. A *row* is what a token leaves in the cache when it passes a layer.
     N  sequences in the batch     D  d_model              H  query heads
     T  new tokens in this call    C  head_dim             G  key/value heads (GQA)
     S  all tokens, past and new   Z  kv_lora_rank (MLA)   W  numbers in a row
@@ -98,7 +98,7 @@ class MythosConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_config(self)  # a field of yours gets a line there; a number, one in LEAST
+        check_config(self)  # check your own fields there; numbers need a row in LEAST
 
 
 def derive_widths(config: MythosConfig) -> SimpleNamespace:
@@ -225,15 +225,15 @@ class RecurrentDepthTransformer(nn.Module):
             accumulate gradients, weight each loss by its share of all scored targets.
         n_loops: None is config.max_loop_iters; more is allowed; 0: no loop, the coda reads e.
         grad_loops, state_noise: for training, see `run_loop`.
-        halt_threshold: a token halts once a loop changes its state by less, see `run_halting_loop`.
+        halt_threshold: a token halts once its relative change is below; see `run_halting_loop`.
         cache: tokens continue the sequences that the cache holds. It must have been made and filled
             by this model, with the weights that it has now.
-        logits_to_keep: make logits of only so many last tokens, without targets; 0: of all.
+        logits_to_keep: logits of only so many last tokens (no targets); 0: of all tokens.
         Halting and caching are for inference: with either, nothing records a gradient.
         Raises ValueError naming the argument that is out of range.
         """
         keep = logits_to_keep
-        if not isinstance(getattr(cache, "n_tokens", 0), Tensor):  # a CUDA graph cannot: see Cache
+        if not isinstance(getattr(cache, "n_tokens", 0), Tensor):  # not in a CUDA graph: see Cache
             n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, logits_to_keep=keep,
                                  grad_loops=grad_loops, state_noise=state_noise,
                                  halt_threshold=halt_threshold)  # fmt: skip
@@ -280,10 +280,10 @@ class RecurrentDepthTransformer(nn.Module):
     def step(self, h: Tensor, e: Tensor, rope: Tensor, t: int, cache=None, halted=None) -> Tensor:
         """Loop t: h_{t+1} = A·h_t + B·e + R(h_t, e), R = Blocks(loop_norm(h + e)), (N, T, D).
 
-        t has no upper limit: a call may ask for more loops than training ever used. A value of
-        yours that crosses loops besides h is kept by the two functions below and passed to `step`,
-        with a default that suits `loop_gain`, which calls `step` alone. Where `run_loop` detaches
-        h, detach that value, too.
+        t has no upper limit: a call may ask for more loops than training ever used. To carry a
+        second value from loop to loop, keep it in the two functions below and pass it to `step`,
+        with a default, since `loop_gain` calls only `step`. Detach it wherever `run_loop` detaches
+        h.
         """
         slot = 0 if cache is None else cache.first_slot(t)
         r = self.run_blocks(self.recurrent, self.loop_norm(h + e), rope, cache, slot, halted)
@@ -341,7 +341,7 @@ class RecurrentDepthTransformer(nn.Module):
             h = h_next
             if states is not None:
                 states.append(h)
-            # This waits for the GPU, which a CUDA graph (`Cache`) cannot: it runs all loops.
+            # all() waits for the GPU. A CUDA graph (see `Cache`) cannot, and runs all loops.
             if not isinstance(cache.n_tokens, Tensor) and halted.all():
                 cache.fill_later_loops(t, e.shape[1])
                 break
@@ -350,9 +350,9 @@ class RecurrentDepthTransformer(nn.Module):
     def has_settled(self, h_next: Tensor, h: Tensor, halt_threshold: float) -> Tensor:
         """The halting rule: which tokens (N, T) may halt with h_next, the state after this loop.
 
-        With threshold 0 none may, not even one that stands perfectly still. A rule of yours may
-        look at the token's own states only. Those of earlier tokens differ between one pass and
-        decoding: there they are gone, or already final. A rule that needs more than two states, say
+        With threshold 0 none may, not even one that stands perfectly still. Your own rule
+        may use only this token's states. Those of earlier tokens are at hand in one pass, but gone
+        or final when decoding, so the two would differ. A rule that needs more than two states, say
         three loops in a row, goes into `run_halting_loop`.
         """
         return relative_change(h_next, h) < halt_threshold  # nan, an exploded state: not settled
@@ -379,17 +379,20 @@ class RecurrentDepthTransformer(nn.Module):
                  top_k: int | None = None, top_p: float | None = None, n_loops: int | None = None,
                  halt_threshold: float | None = None, eos_token: int | None = None,
                  generator=None, cuda_graph: bool = False) -> Tensor:  # fmt: skip
-        """Continue prompts (N, T), all of one length, with sampled ids: (N, T + max_new_tokens).
+        """Continue prompts (N, T), all of one length, by max_new_tokens sampled ids or fewer.
 
         No token is masked: padding would be read as part of the prompt, and change the answer. Call
         this once for each length.
 
         temperature, top_k, top_p: see `sample`. A sequence that has produced eos_token is padded
         with it; generation ends early when every one has. n_loops and halt_threshold are forward's.
-        cuda_graph: record the step that makes a token once, then replay it, without Python's calls,
-        which take most of the time for few sequences. It runs all loops, even if all tokens halt.
+        cuda_graph: record the decoding step once, then replay it for each token. This skips Python's
+        overhead, which dominates small batches. All loops are run, whatever halts. The result is
+        that of eager decoding up to rounding. Not under autocast; on the current device; with
+        experts only in bf16 on a Hopper or B200 (elsewhere F.grouped_mm waits for the GPU). The
+        recording itself has not been tried on a GPU yet.
         Raises ValueError for arguments out of range, if prompt and new tokens exceed
-        config.max_seq_len, and if weights or logits contain +inf or nan.
+        config.max_seq_len, and if weights or logits are not finite.
         """
         # On a CPU torch's attention gives 0 where all scores are nan: the logits would not tell.
         expect(all(p.isfinite().all() for p in self.parameters()), "weights", "inf, nan", "finite")
@@ -401,18 +404,18 @@ class RecurrentDepthTransformer(nn.Module):
         expect(not cuda_graph or tokens.is_cuda, "cuda_graph", cuda_graph, "False without CUDA")
         cache, new = self.new_cache(N, T + max_new_tokens, n_loops), tokens
         call = dict(n_loops=n_loops, halt_threshold=halt_threshold, cache=cache, logits_to_keep=1)
-        step = lambda new: self(new, **call)[0][:, -1]  # logits (N, V) of the next token
+        decode = lambda new: self(new, **call)[0][:, -1]  # logits (N, V) of the next token
         done = torch.zeros(N, 1, dtype=torch.bool, device=tokens.device)
         with evaluation_mode(self):
             for i in range(max_new_tokens):
                 if cuda_graph and i == 1:  # behind the prompt, whose shape is another
                     cache.n_tokens = torch.tensor([T], device=tokens.device)
-                    step = torch.cuda.make_graphed_callables(step, (new,), num_warmup_iters=1)
+                    decode = torch.cuda.make_graphed_callables(decode, (new,), num_warmup_iters=1)
                     cache.n_tokens.fill_(T)  # as before the warm-up
-                new = sample(step(new), **how, generator=generator).to(tokens.dtype)
+                new = sample(decode(new), **how, generator=generator).to(tokens.dtype)
                 new = new.masked_fill(done, eos)
                 done, tokens = done | (new == eos), torch.cat([tokens, new], dim=1)
-                if done.all():
+                if eos_token is not None and done.all():
                     break
         return tokens
 
@@ -436,8 +439,8 @@ class RecurrentDepthTransformer(nn.Module):
         router bias, load     0
 
         What you add: an nn.Linear is a matrix as above (its bias 0); any other module needs a
-        method reset_parameters, which runs last and so decides about the modules inside it
-        (nn.Embedding's own has std 1). A parameter outside of such modules raises ValueError: a
+        reset_parameters method; it runs last and overrides that of the modules inside it
+        (nn.Embedding's has std 1). A parameter outside of such modules raises ValueError: a
         learned h_0, say, can go into StateUpdate. To tie head and embedding, override this method
         and tie them in it, or `to_empty` unties them.
         """
@@ -475,8 +478,8 @@ def make_block(c: SimpleNamespace, moe: bool = False) -> Block:
 
     c: the config's fields, yours included, with the widths filled in by `derive_widths`. For
     another attention kernel give attend=… to both attentions. It is called as `causal_attention`
-    is, by `absorbed` with a scale. It must handle T = S (all new), T = 1, any mask (new behind a
-    past, or a CUDA graph), and G < H, in `absorbed` G = 1. Values are as wide as keys.
+    is, by `absorbed` with a scale. It must handle T = S, T = 1, any mask (behind a cached past,
+    or in a CUDA graph), and G < H (`absorbed`: G = 1). Values are as wide as keys.
     """
     common = dict(d_model=c.d_model, n_heads=c.n_heads, head_dim=c.head_dim)
     if c.attention_type == "mla":
@@ -628,8 +631,8 @@ class MultiHeadLatentAttention(nn.Module):
     def expanded(self, q: Tensor, q_rope: Tensor, rows: Tensor, mask=None) -> Tensor:
         """Rebuild each head's keys and values from all S rows, then attend: (N, H, T, C)."""
         latent, k_rope = rows.split([self.kv_lora_rank, self.rope_dim], dim=-1)
-        kv = self.kv_up_proj(latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        k, v = kv.chunk(2, dim=-1)  # (N, H, S, C) each
+        kv = self.kv_up_proj(latent).unflatten(-1, (self.n_heads, -1))
+        k, v = kv.transpose(1, 2).chunk(2, dim=-1)  # (N, H, S, C) each
         k_rope = k_rope[:, None].expand(-1, self.n_heads, -1, -1)  # the same key for every head
         q, k = torch.cat([q, q_rope], dim=-1), torch.cat([k, k_rope], dim=-1)
         v = F.pad(v, (0, self.rope_dim))  # the fast kernels want values as wide as keys
@@ -803,8 +806,8 @@ class Cache:
         return self.prelude_layers + t * self.recurrent_layers
 
     def append(self, slot: int, halted: Tensor | None, rows: Tensor):
-        """Put new rows (N, T, W) behind the n_tokens already in a slot. Returns all, (N, S, W), and
-        `causal_attention`'s mask.
+        """Put new rows (N, T, W) behind the n_tokens already in a slot. Returns all, (N, S, W), in
+        a CUDA graph (N, length, W), and `causal_attention`'s mask.
 
         Attention is given recall(rows): `run_blocks` fixes slot and halted. n_tokens stays; forward
         adds T to it after all layers have run. halted (N, T): these tokens keep their row of the
@@ -817,7 +820,7 @@ class Cache:
         T, n = rows.shape[1], self.n_tokens
         new = n + torch.arange(T, device=n.device) if isinstance(n, Tensor) else slice(n, n + T)
         if halted is not None:
-            # In loop 0, where no token has halted, this slot may be any: nothing is taken of it.
+            # In loop 0 this is an unrelated slot; no token has halted, so nothing of it is used.
             before = self.rows[slot - self.recurrent_layers][:, new]
             rows = torch.where(halted[..., None], before, rows)
         self.rows[slot][:, new] = rows
@@ -915,8 +918,8 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
     F.grouped_mm with two additions. Autocast does not reach it, so x and weight get the dtype that
     autocast would choose. And torch.compile and the meta device support it only in bf16, so there
-    `traceable_grouped_mm` stands in: to use either with a copied class, copy that operator, and
-    all that follows it up to register_autograd.
+    `traceable_grouped_mm` replaces it. To use either with a copied class, also copy that operator
+    and what follows it, up to register_autograd.
     """
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
@@ -963,7 +966,7 @@ def run_every_loop(model, tokens: Tensor, n_loops: int, halt_threshold: float | 
     `model.run_coda(h, rope)` makes logits of any of these states, or of e, as forward does with
     n_loops = 0. There are fewer than n_loops states if all tokens halt before.
     """
-    states, loops_used = [], torch.full_like(tokens, n_loops)
+    states, loops_used = [], torch.full_like(tokens, n_loops, dtype=torch.int64)
     e, rope = model.run_prelude(tokens)
     if halt_threshold is None:
         model.run_loop(e, rope, n_loops, states=states)
@@ -1116,12 +1119,11 @@ ROWS = {
     "500B": (HUGE,  7168, 56, 24, 24, 256, 8, 3712, 131_072, 131_072),
     "1T":   (HUGE,  8192, 64, 32, 32, 256, 8, 4896, 131_072, 262_144),
 }  # fmt: skip
-# The toy of train_tiny.py, for 20 nodes and 20² edges. Its trainer starts the prelude as the
-# identity, which drowns no embedding.
+# The toy of train_tiny.py, for 20 nodes and 20² edges. Its prelude starts as the identity, so it
+# cannot drown the embedding.
 TINY = dict(d_model=128, n_heads=4, max_loop_iters=12, d_expert=64, max_seq_len=64, vocab_size=420,
             n_kv_heads=2, kv_lora_rank=64, embed_norm=False)  # fmt: skip
-SIZES = {"tiny": TINY}
-SIZES |= {name: more | dict(zip(COLUMNS, row)) for name, (more, *row) in ROWS.items()}
+SIZES = {"tiny": TINY} | {k: more | dict(zip(COLUMNS, row)) for k, (more, *row) in ROWS.items()}
 
 
 def get_model_config(name: str) -> MythosConfig:
@@ -1178,7 +1180,7 @@ LEAST = OR_NONE | FRACTIONS | dict(vocab_size=1, d_model=1, max_seq_len=1, prelu
 
 
 def expect(ok: bool, field: str, got: object, expected: object) -> None:
-    if not ok:  # format only now: formatting a length makes torch.compile fix it for good
+    if not ok:  # only now: once formatted, a length becomes a constant to torch.compile
         raise ValueError(f"{field}: got {got!r}, expected {expected}")
 
 
@@ -1218,8 +1220,8 @@ def check_call(model, tokens, targets=None, cache=None, *, n_loops, **numbers) -
     if cache is not None:
         expect(isinstance(cache, Cache), "cache", cache, "one from new_cache, or None")
         S, most = S + cache.n_tokens, cache.shape[2]
-        pair = cache, model.new_cache(len(tokens), most, L)  # what it would be, made now
-        got, wanted = ((c.n_loops, c.prelude_layers, c.recurrent_layers, c.shape) for c in pair)
+        both = cache, model.new_cache(len(tokens), most, L)  # a fresh one, to compare
+        got, wanted = ((x.n_loops, x.prelude_layers, x.recurrent_layers, x.shape) for x in both)
         expect(got == wanted, "cache, (loops, prelude, recurrent, shape)", got, wanted)
     expect(S <= most, "tokens", S, f"at most {most}, those in the cache included")
     return L
