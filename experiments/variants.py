@@ -167,7 +167,7 @@ class Table(Chains):
     too, whatever T is: their answer is themselves. In training T is at most `train_loops`.
     """
 
-    name, n_nodes, batch_size, steps, train_loops = "table", 12, 96, 1500, 8
+    name, n_nodes, batch_size, steps, train_loops = "table", 12, 96, 2000, 8
     prelude_lr = 1.0  # the prelude has to tell each token of the table where it stands
     halt_threshold = 0.5
 
