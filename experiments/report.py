@@ -272,7 +272,7 @@ def draw_walks(results: dict[str, Runs], path: Path) -> None:
     for name, shape, style, label in (
         ("loop-fresh", "ring, halting", "C0o-", "the loop, halting"),
         ("loop-fresh", "ring", "C0^--", "the same, none halts"),
-        ("forgets", "ring", "C1s--", "none halts; A up to 0.5"),
+        ("forgets-long", "ring", "C1s--", "none halts; A up to 0.5, 1,200 steps"),
         ("written", "ring, halting", "C2d:", "one layer, each hop written down"),
         ("flat-told", None, "C3v-", "14 layers, told T, taught 5 hops"),
         ("flat-told-ten", None, "C7x-", "14 layers, told T, taught 10 hops"),
