@@ -287,7 +287,7 @@ def draw_walks(results: dict[str, Runs], path: Path) -> None:
         (line,) = axes.plot(hops, [*map(mean, points)], style, label=label)
         axes.fill_between(hops, low, high, color=line.get_color(), alpha=0.2)
     axes.axvline(NEAR + 0.5, color="black", linewidth=0.8, linestyle="--")
-    axes.text(NEAR + 0.7, 103, "never taught →", fontsize="small")
+    axes.text(NEAR + 0.7, 103, "more than 5 hops →", fontsize="small")
     axes.set(xlabel="hops", ylabel="accuracy (%)", ylim=(0, 110), xscale="log")
     axes.set_title("Stacks on chains, all others on rings; shaded: all seeds", fontsize="medium")
     axes.set_xticks(ticks, map(str, ticks))
