@@ -243,13 +243,14 @@ def cell(column: str, runs: list[dict], results: dict[str, Runs]) -> str:
 def tables(page: str, results: dict[str, Runs], partial=False) -> list[tuple[str, str, str]]:
     """Of each table of a page: as it stands there, its task, and as it has to be. partial: only the
     rows that have runs, and new ones; else a row without a run is a ValueError."""
-    found = []
-    for old, task in re.findall(r"(?s)(<!-- table: ([\w-]+) -->\n.*?)<!-- end -->", page):
+    found, on_page = [], re.findall(r"(?s)(<!-- table: ([\w-]+) -->\n.*?)<!-- end -->", page)
+    for old, task in on_page:
         mark, head, rule, *rows = old.splitlines()
         columns = [re.sub(r"depth ([\d–]+)", r"\1 hops", c.strip()) for c in head.split("|")[2:-1]]
         names, lines = [row.split("|")[1].strip() for row in rows], [mark, head, rule]
         if partial:
-            new = [name for name in results[task] if f"\n| {name} |" not in page]
+            shown = "".join(table for table, of in on_page if of == task)
+            new = [name for name in results[task] if f"\n| {name} |" not in shown]
             names = [name for name in names if name in results[task]] + new
         for name in names:
             expect(name in results[task], f"row of {task}", name, "a variant with runs")

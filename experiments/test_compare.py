@@ -18,7 +18,7 @@ from train_tiny import Chains, logits_per_loop
 def small(monkeypatch, tmp_path):
     """All variants shrunk to what a test can train; files go to an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(variants, "replace", partial(variants.replace, d_model=32, n_heads=2))
+    monkeypatch.setattr(variants, "replace", partial(variants.replace, d_model=32, n_heads=4))
     for task in (Chains, Circuits, Text):
         monkeypatch.setattr(task, "batch_size", 4)
         monkeypatch.setattr(task, "test_size", 8, raising=False)
