@@ -224,20 +224,22 @@ def by_part(s):
     N, T, c = 8, 256, mythos.derive_widths(SMALL)
     D, H, C, R = c.d_model, c.n_heads, c.head_dim, c.rope_dim
     block, plain = (RecurrentDepthTransformer(config).recurrent[0] for config in (SMALL, PLAIN))
-    mla, moe, norm = block.attention, block.ffn, nn.RMSNorm(D)
-    some, all_ = (mythos.rope_angles(torch.arange(T), width) for width in (R, C))
+    block, plain, norm = (m.to(s.device) for m in (block, plain, nn.RMSNorm(D)))
+    mla, moe, positions = block.attention, block.ffn, torch.arange(T, device=s.device)
+    some, all_ = (mythos.rope_angles(positions, width) for width in (R, C))
 
     def leaf(*shape: int) -> Tensor:
-        return torch.randn(shape, requires_grad=True)
+        return torch.randn(shape, device=s.device, requires_grad=True)
 
     def heads(width: int) -> Tensor:  # in memory as a product makes them
         return leaf(N, T, H, width).transpose(1, 2)
 
-    x, tokens, (q, k), k_rope = leaf(N, T, D), leaf(N * T, D), (heads(C), heads(C)), leaf(N, 1, T, R)
+    x, tokens, k, v, k_rope = leaf(N, T, D), leaf(N * T, D), heads(C), heads(C), leaf(N, 1, T, R)
     wide, narrow = [heads(C + R) for _ in range(3)], [heads(C) for _ in range(3)]
     chosen, shares = moe.route(tokens)
     pair = chosen.flatten().sort(stable=True).indices
     ends = chosen.flatten().bincount(minlength=c.num_experts).cumsum(0).int()
+    ahead = torch.full((T, T), -torch.inf, device=s.device).triu(1)
     pairs, hidden, gates = (leaf(len(pair), n) for n in (D, c.d_expert, 2 * c.d_expert))
 
     def turn(q: Tensor) -> Tensor:
@@ -245,7 +247,7 @@ def by_part(s):
         return torch.cat([q, mythos.apply_rope(q_rope, some)], dim=-1)
 
     def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = q @ k.mT / q.shape[-1] ** 0.5 + torch.full((T, T), -torch.inf).triu(1)
+        scores = q @ k.mT / q.shape[-1] ** 0.5 + ahead
         return scores.softmax(dim=-1) @ v
 
     def gated(gates: Tensor, shares: Tensor) -> Tensor:
@@ -262,10 +264,10 @@ def by_part(s):
         ("  keys and values rebuilt", mla.kv_up_proj, leaf(N, T, c.kv_lora_rank)),
         ("  queries split, rotated, joined", turn, wide[0]),
         ("  keys joined", lambda k, r: torch.cat([k, r.expand(-1, H, -1, -1)], -1), k, k_rope),
-        ("  values padded to the keys' width", lambda v: F.pad(v, (0, R)), q),
+        ("  values padded to the keys' width", lambda v: F.pad(v, (0, R)), v),
         ("  attend", mythos.causal_attention, *wide),
-        ("    values not padded", mythos.causal_attention, *wide[:2], q),
-        ("    two products and a softmax", softmax, *wide[:2], q),
+        ("    values not padded", mythos.causal_attention, *wide[:2], v),
+        ("    two products and a softmax", softmax, *wide[:2], v),
         ("  out", mla.out_proj, x), ("a Llama's attention", plain.attention, x, all_),
         ("  attend", mythos.causal_attention, *narrow),
         ("experts", moe, x), ("  router and choice", lambda x: moe.route(x)[1], tokens),
