@@ -386,11 +386,11 @@ class RecurrentDepthTransformer(nn.Module):
 
         temperature, top_k, top_p: see `sample`. A sequence that has produced eos_token is padded
         with it; generation ends early when every one has. n_loops and halt_threshold are forward's.
-        cuda_graph: record the decoding step once, then replay it for each token. This skips Python's
-        overhead, which dominates small batches. All loops are run, whatever halts. The result is
-        that of eager decoding up to rounding. Not under autocast; on the current device; with
-        experts only in bf16 on a Hopper or B200 (elsewhere F.grouped_mm waits for the GPU). The
-        recording itself has not been tried on a GPU yet.
+        cuda_graph: record the decoding step once, then replay it for each token. This skips the
+        overhead of Python, which dominates small batches. All loops are run, whatever halts. The
+        result is that of eager decoding up to rounding. Not under autocast; on the current device;
+        with experts only in bf16 on a Hopper or B200 (elsewhere F.grouped_mm waits for the GPU).
+        The recording itself has not been tried on a GPU yet.
         Raises ValueError for arguments out of range, if prompt and new tokens exceed
         config.max_seq_len, and if weights or logits are not finite.
         """
@@ -1106,8 +1106,8 @@ def kv_bytes_per_token(model, n_loops: int | None = None, bytes_per_number: int 
 SMALL = dict(prelude_layers=2, coda_layers=2, n_kv_heads=8, kv_lora_rank=512, head_dim=128)
 LARGE = SMALL | dict(prelude_layers=3, coda_layers=3, q_lora_rank=1536)
 HUGE = LARGE | dict(prelude_layers=4, coda_layers=4)
-COLUMNS = """d_model n_heads recurrent_layers max_loop_iters num_experts num_experts_per_token d_expert
-    vocab_size max_seq_len""".split()
+COLUMNS = """d_model n_heads recurrent_layers max_loop_iters num_experts num_experts_per_token
+    d_expert vocab_size max_seq_len""".split()
 ROWS = {
     "1B":   (SMALL, 1536, 16,  4,  8,  32, 4, 1040,  65_536,   4_096),
     "3B":   (SMALL, 2048, 16,  6,  8,  64, 4, 1024,  65_536,   8_192),
@@ -1123,7 +1123,8 @@ ROWS = {
 # cannot drown the embedding.
 TINY = dict(d_model=128, n_heads=4, max_loop_iters=12, d_expert=64, max_seq_len=64, vocab_size=420,
             n_kv_heads=2, kv_lora_rank=64, embed_norm=False)  # fmt: skip
-SIZES = {"tiny": TINY} | {k: more | dict(zip(COLUMNS, row)) for k, (more, *row) in ROWS.items()}
+SIZES = {"tiny": TINY}
+SIZES |= {size: more | dict(zip(COLUMNS, row, strict=True)) for size, (more, *row) in ROWS.items()}
 
 
 def get_model_config(name: str) -> MythosConfig:

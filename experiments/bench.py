@@ -2,15 +2,14 @@
 """How fast is Mythos on this machine, and how close to what the machine can do?
 
 Each row goes to the screen and at once to runs/speed-DEVICE.json; at the end runs/SPEED.md has the
-tables. Two other packages take part where they are installed:
+tables. Other programs take part where Python finds them, such as an older mythos.py:
 
     pip install --no-deps open-mythos==0.5.0       pip install transformers
-Example: python -m experiments.bench --only decoding
+    git show f1b2acf:mythos.py > old_mythos.py     python -m experiments.bench --only decoding
 """
 
 import argparse
 import gc
-import importlib
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ import statistics
 import time
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,8 +33,10 @@ from train_tiny import write_atomically
 HERE, RUNS = Path(__file__).resolve().parent, Path("runs")
 ROUNDS, TOKENS, SEQUENCES = 5, 4, 3  # one call decodes TOKENS tokens for each of SEQUENCES
 LLAMA, OPEN, GQA = "a Llama of equal FLOPs (transformers)", "OpenMythos 0.5.0", "GQA"
-COMPILED, LLAMA_COMPILED, GRAPH = "compiled", f"{LLAMA}, compiled", "from a CUDA graph"
-NEEDS = {LLAMA: "transformers", LLAMA_COMPILED: "transformers", OPEN: "open_mythos"}
+COMPILED, GRAPH, OLD = "compiled", "from a CUDA graph", "an older mythos.py"
+LLAMA_COMPILED = f"{LLAMA}, compiled"
+NEEDS = {LLAMA: "transformers", LLAMA_COMPILED: "transformers"}
+NEEDS |= {OPEN: "open_mythos", OLD: "old_mythos"}
 
 SMALL = MythosConfig(  # the shapes at which OpenMythos was measured: 1 + 1×8 + 1 layers
     vocab_size=1024, d_model=256, max_seq_len=2048, n_heads=8, kv_lora_rank=64, q_lora_rank=64,
@@ -84,7 +86,7 @@ def seconds(*calls) -> list[float]:
 def race(s, what: str, rivals: list[str], make, amount: int, unit: str, limit=0.0):
     """Rows: the rate of our program, then of its rivals; `make` builds each from its name. limit:
     the rate that the machine allows."""
-    names = [what, *rivals, *[COMPILED] * s.compile]
+    names = [what, *rivals, OLD, *[COMPILED] * s.compile]
     names = [who for who in names if who not in NEEDS or find_spec(NEEDS[who])]
     # A GPU's memory is too small for all at once; there, nothing else disturbs.
     groups = [names] if s.device == "cpu" else [[who] for who in names]
@@ -107,12 +109,14 @@ def build(s, c: MythosConfig, who: str, length: int = 1) -> nn.Module:
             return open_mythos(c)
         if who in (LLAMA, LLAMA_COMPILED):
             return llama(c, length)
-        return RecurrentDepthTransformer(replace(c, attention_type="gqa") if who == GQA else c)
+        package = import_module("old_mythos") if who == OLD else mythos
+        c = replace(c, attention_type="gqa") if who == GQA else c
+        return package.RecurrentDepthTransformer(package.MythosConfig(**vars(c)))
 
 
 def open_mythos(c: MythosConfig) -> nn.Module:
     """OpenMythos at our shapes. Its early exit is off: all loops run, as in ours."""
-    package, w = importlib.import_module("open_mythos.main"), mythos.derive_widths(c)
+    package, w = import_module("open_mythos.main"), mythos.derive_widths(c)
     config = package.MythosConfig(
         vocab_size=c.vocab_size, dim=c.d_model, n_heads=c.n_heads, max_seq_len=c.max_seq_len,
         max_loop_iters=c.max_loop_iters, prelude_layers=1, coda_layers=1, kv_lora_rank=64,
@@ -125,7 +129,7 @@ def open_mythos(c: MythosConfig) -> nn.Module:
 
 def llama(c: MythosConfig, length: int) -> nn.Module:
     """A Llama of as many layers as ours runs, so wide that it has as many FLOPs per token."""
-    package, D = importlib.import_module("transformers"), c.d_model
+    package, D = import_module("transformers"), c.d_model
     layers = c.prelude_layers + c.max_loop_iters * c.recurrent_layers + c.coda_layers
     per_layer = (flops(c, length) - 2 * D * c.vocab_size) / layers
     attention = 2 * 4 * D * D + 2 * 2 * D * (length // 2)  # q, k, v, out; scores and values
@@ -161,7 +165,7 @@ def trainer(s, c: MythosConfig, batch: tuple[int, int], who: str):
             loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten())
         loss.backward()
         optimizer.step()
-        if isinstance(model, RecurrentDepthTransformer):
+        if who not in (LLAMA, LLAMA_COMPILED, OPEN):
             model.update_router_bias()
 
     return step

@@ -46,11 +46,8 @@ def read_runs(path: Path) -> list[dict]:
 
 def name_of(run: dict) -> tuple[str, str, int]:
     """Task, variant and seed; the trainer's own runs have instead of a variant an attention."""
-    return (
-        run["task"],
-        run.get("variant") or "{attention}, {steps} steps".format(**run),
-        run["seed"],
-    )
+    variant = run.get("variant") or "{attention}, {steps} steps".format(**run)
+    return run["task"], variant, run["seed"]
 
 
 def add_run(path: Path, run: dict) -> None:
@@ -326,9 +323,8 @@ def main(arguments: list[str] | None = None) -> int:
         expect(args.publish or not args.trainings, "trainings", args.trainings, "--publish, too")
         for path in args.trainings:  # of another task, or with other steps, they have other names
             run = {"task": path.stem.split("-")[0]} | json.loads(path.read_text("utf-8"))
-            expect(
-                run["task"] in VARIANTS, "trainings", path.name, "those of chains, circuits, text"
-            )
+            known = "those of chains, circuits, text"
+            expect(run["task"] in VARIANTS, "trainings", path.name, known)
             expect(not run.get("set"), "trainings", run.get("set"), "those without --set")
             run["train_seconds"] = run["history"]["seconds"]
             left_out = ("history", "out", "resume", "data", "guess", "set")

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from torch.testing import assert_close
 
 from experiments import distributed
