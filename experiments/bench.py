@@ -190,7 +190,7 @@ def decoder(s, c: MythosConfig, context: int, who: str):
         model.compile(fullgraph=True)
     cache = model.to(s.dtype).new_cache(SEQUENCES, context + TOKENS)
     model(prompt, cache=cache)
-    step = lambda token: model(token, n_loops=cache.n_loops, cache=cache)[0]
+    step = lambda token: model(token, n_loops=c.max_loop_iters, cache=cache)[0]
     if who == GRAPH:  # as in generate(cuda_graph=True)
         cache.n_tokens = torch.tensor([context], device=s.device)
         step = torch.cuda.make_graphed_callables(step, (token,), num_warmup_iters=1)
