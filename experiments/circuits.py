@@ -86,10 +86,12 @@ class Circuits(Chains):
         return torch.cat(tokens, dim=1), torch.cat(values, dim=1), depth.gather(1, asked)
 
     def test_set(self) -> tuple[Tensor, Tensor, Tensor]:
-        """tokens (S, 3n); of the variables that are asked for (S, n) their values and depths."""
+        """tokens (S, 3n); of the variables that are asked for (S, n) their values and depths. Each
+        circuit is as deep as the test goes: else only one variable in 70 would be."""
         generator = torch.Generator().manual_seed(12345)
-        tokens, values, depth = self.circuits(self.test_size, self.longest - 1, generator)
-        return tokens, values[:, -self.n_nodes :], depth
+        tokens, values, depth = self.circuits(10 * self.test_size, self.longest - 1, generator)
+        deep = (depth == self.longest - 1).any(dim=1).nonzero()[: self.test_size, 0]
+        return tokens[deep], values[deep, -self.n_nodes :], depth[deep]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What looping buys, and what it does not: variants of Mythos, trained alike and compared.
 
-    python -m experiments.compare --list                            tasks and variants
     python -m experiments.compare --task chains --only loop --seeds 10
     python -m experiments.compare --task chains --quick             does each variant run?
 
@@ -214,15 +213,9 @@ def main(arguments: list[str] | None = None) -> int:
     add("--task", choices=tuple(known), default="chains", help="default: chains")
     add("--only", nargs="+", metavar="VARIANT", help="train these (default: all of the task)")
     add("--seeds", type=int, nargs="+", help="default: those of RESULTS.md, mostly 10 to 14")
-    add("--list", action="store_true", help="train nothing: show tasks and variants")
     add("--quick", action="store_true", help="one seed, 2 steps, under runs/quick/: a minute each")
     add("--publish", action="store_true", help="write to experiments/, RESULTS.md, README.md, too")
     args = parser.parse_args(arguments)
-    if args.list:
-        for task, rows in known.items():
-            print(f"\n--task {task}")
-            print(*(f"    {name:<26} {row.what}" for name, row in rows.items()), sep="\n")
-        return 0
     runs = Path("runs/quick" if args.quick else "runs")
     results = report.RESULTS if args.publish else runs / "results"
     try:

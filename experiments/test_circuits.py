@@ -25,7 +25,8 @@ def compute(row: list[int], n: int) -> tuple[dict[int, int], dict[int, int]]:
 
 def test_circuits_are_what_they_say():
     """A wrong value or depth; a gate too far from its operands; none as deep as the curriculum
-    allows, or a deeper one; too few inputs; answers easy to guess; too few loops."""
+    allows, or a deeper one; too few inputs; answers easy to guess; too few loops; a test with too
+    few deep ones."""
     task, rng, n = Circuits(), torch.Generator().manual_seed(0), Circuits.n_nodes
     for deepest in (1, 5, 10):
         tokens, values, depths = task.circuits(30, deepest, rng)
@@ -37,6 +38,7 @@ def test_circuits_are_what_they_say():
         assert depths.max() == deepest and tokens.max() < task.config("mla").vocab_size
     assert {task.draw_loops(rng, 5) for _ in range(300)} == {6, 7, 8, 9, 12}
     _, values, depth = task.test_set()
+    assert len(depth) == 500 and depth.amax(dim=1).tolist() == [10] * 500
     shares = [values[depth == k].float().mean() for k in range(task.longest)]
     assert 0.35 < min(shares) and max(shares) < 0.7 and abs(values.float().mean() - 0.6) < 0.03
     for frontier, loss, expected in ((1, 0.16, 1), (1, 0.14, 2), (4, 0.0, 5), (5, 0.0, 5)):

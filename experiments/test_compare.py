@@ -233,15 +233,12 @@ def test_shapes_are_what_they_are_called_and_answers_walk(monkeypatch):
     assert numbers["rest"] == {"loops of edges": 131, "edges rest": 0.75, "queries rest": 0}
 
 
-def test_a_variant_is_listed_and_differs_as_its_row_says(small, capsys):
-    """A row that changes nothing; a misspelt name that trains nothing; one that is not listed."""
+def test_a_variant_differs_as_its_row_says(small, capsys):
+    """A row that changes nothing; a misspelt name that trains nothing."""
     for flags, got in (("--only flat", "'flat'"), ("--only loop@x", "'x'"), ("--seeds -1", "-1")):
         with pytest.raises(SystemExit, match="2"):
             compare.main(flags.split())
         assert f": got {got}, expected" in capsys.readouterr().err
-    assert compare.main(["--list"]) == 0
-    told = capsys.readouterr().out
-    assert all(f" {name} " in told for rows in VARIANTS.values() for name in rows)
     for kind, name, differs in (
         ("chains", "one-loop", dict(prelude_lr=1.0, state_noise=0.0, n_loops=1)),
         ("circuits", "loop", dict(spectral_radius_target=0.5)),
