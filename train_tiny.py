@@ -106,17 +106,16 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not torch.isfinite(loss + norm):  # before the update, so the checkpoint stays good
             raise FloatingPointError(f"step {step + 1} diverged: loss {loss}, gradient norm {norm}")
-        loss = loss.item()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         # In the last quarter balancing slows down to nothing: a model that hardly learns any more
         # cannot adapt when a token is sent to another expert. load: the tokens that each one got.
         load = model.update_router_bias(speed=0.01 * min(1, 4 * (1 - step / steps)))
-        history["loss"].append(loss)
+        history["loss"].append(loss.item())
         history["loops"].append(n_loops)
         history["seconds"] = time.perf_counter() - started
-        frontier = task.advance(frontier, n_loops, loss)
+        frontier = task.advance(frontier, n_loops, history["loss"][-1])
 
         if step == 0 or (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             print(progress(step, steps, frontier, history, load), flush=True)
@@ -503,6 +502,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str] | None, make_task)
         expect(args.resume or not checkpoint.exists(), "--out", name, "a new name, or --resume")
         for key, _, number in (pair.partition("=") for pair in args.set):
             expect(key in known and key != "steps", "--set", key, f"one of {sorted(known)}")
+            expect(number.replace(".", "", 1).isdecimal(), f"--set {key}", number, "a number")
             (vars(task) if key in task.settings() else fields)[key] = json.loads(number)
         torch.manual_seed(args.seed)
         model = RecurrentDepthTransformer(task.config(args.attention), **fields)

@@ -223,6 +223,7 @@ def test_command_line(cpu, tmp_path, monkeypatch, capsys):
         (["--attention", "mha"], "invalid choice: 'mha'"), (["--resume"], "seed0.pt is not there"),
         (["--set", "d_modle=8"], "--set: got 'd_modle', expected one of"),
         (["--set", "steps=8"], "--set: got 'steps'"), (["--set", "n_heads=5"], "n_heads: got 5"),
+        (["--set", "batch_size=a"], "--set batch_size: got 'a', expected a number"),
     ):  # fmt: skip
         with pytest.raises(SystemExit) as stop:
             main(tmp_path, *wrong)
