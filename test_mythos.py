@@ -205,7 +205,7 @@ def test_every_field_is_used():
     """An option that is accepted and ignored (flaw 22); an eps that does not reach a norm."""
     tokens, base, tried = ids(1, 6), make(), {"max_seq_len", "n_kv_heads"}
     for name, value in dict(
-        rope_theta=10.0, norm_eps=1.0, spectral_radius_target=0.5, max_loop_iters=5,
+        rope_theta=10.0, norm_eps=1.0, spectral_radius_target=0.5, max_loop_iters=0,
         num_experts_per_token=1, attention_type="gqa", n_heads=2, d_ff=40, d_expert=24,
         num_shared_experts=2, num_experts=5, head_dim=12, vocab_size=9, d_model=48, kv_lora_rank=9,
         q_lora_rank=9, prelude_layers=2, recurrent_layers=2, coda_layers=2, embed_norm=False,
@@ -255,7 +255,7 @@ def test_state_update_equation_and_free_A():
 @torch.no_grad()
 @both
 def test_state_stays_within_its_bound(kind, monkeypatch):
-    """An R that grows with the state, or A above its target, and the state explodes."""
+    """An R that grows with the state, or A above its target; a caller's no_grad that is ignored."""
     model = make(attention_type=kind, recurrent_layers=2)
     model.state_update.a.mul_(20)
     updates = spy(monkeypatch, model.state_update, "forward")
@@ -270,7 +270,7 @@ def test_state_stays_within_its_bound(kind, monkeypatch):
         norms.append(h.norm(dim=-1).max().item())
         assert norms[t] <= (rho**t * norms[0] + (be + r_max) / (1 - rho)) * (1 + 1e-5)
         h = model.step(h, e, rope, t)
-    assert 0.8 < rho < 0.95
+    assert 0.8 < rho < 0.95 and not model(ids(2, 6))[0].requires_grad
 
 
 @both
@@ -383,15 +383,15 @@ def test_grad_loops(n_loops):
 
 
 def test_state_noise_is_a_share_of_the_state(monkeypatch):
-    """Noise of another size, the same in each loop, with a gradient of its size, or unasked for."""
+    """Noise of no token's size, the same in each loop, with a gradient of its size, unasked for."""
     model, tokens, states = make(d_model=64), ids(8, 20), []
     assert torch.equal(model(tokens)[0], model(tokens)[0])
     assert not torch.equal(model(tokens, state_noise=0.1)[0], model(tokens)[0])
     e, rope = model.run_prelude(tokens)
-    clean = [torch.full_like(e, 5.0).requires_grad_() for _ in range(3)]
+    clean = [torch.arange(1.0, 21)[:, None].expand_as(e).clone().requires_grad_() for _ in range(3)]
     monkeypatch.setattr(model, "step", lambda h, e, rope, t, cache: clean[t])
     model.run_loop(e, rope, 3, state_noise=0.3, states=states)
-    noise = [(noisy - 5) / 5 for noisy in states]
+    noise = [noisy / clean[0] - 1 for noisy in states]
     assert all(0.97 < n.std().item() / 0.3 < 1.03 and abs(n.mean()) < 0.01 for n in noise)
     assert (noise[0] - noise[1]).abs().mean() > 0.1
     states[0].sum().backward()
@@ -718,7 +718,7 @@ def test_eos_stops_and_pads():
     assert new != model.generate(prompt, 10, generator=seeded(1))[:, 4:].tolist()
     lengths = set()
     for eos in range(6):
-        out = model.generate(prompt, 10, eos_token=eos, generator=seeded())
+        out = model.generate(prompt, 10, eos_token=eos, generator=seeded(), temperature=1.0)
         ends = [[*one, eos].index(eos) + 1 for one in new]  # 11: not within the 10
         T = min(max(ends), 10)
         want = [(one[:end] + [eos] * 10)[:T] for one, end in zip(new, ends, strict=True)]
@@ -781,11 +781,11 @@ def test_loop_gain_is_the_jacobians_spectral_radius(kind, n_loops):
         jacobian = torch.autograd.functional.jacobian(lambda h: model.step(h, e, rope, 0), h)  # noqa: B023
         radii.append(torch.linalg.eigvals(jacobian.view(48, 48)).abs().max().item())
     with torch.inference_mode():
-        how = dict(n_loops=n_loops, iterations=250, generator=seeded())
+        how = dict(n_loops=n_loops, iterations=600, generator=seeded())
         gains = [
             mythos.loop_gain(model, x, **how) for x in (*tokens.split(1), tokens, tokens.flip(0))
         ]
-    assert gains == pytest.approx([*radii, max(radii), max(radii)], rel=0.03)
+    assert gains == pytest.approx([*radii, max(radii), max(radii)], rel=0.005)
     assert abs(max(radii) - mythos.spectral_radius(model)) > 0.1
 
 
@@ -896,8 +896,8 @@ def test_bad_config_is_refused(field, fields):
 BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by name
     (lambda m, **bad: m(X, **bad), dict(
         n_loops=(-1, 1.0, True, "2"), grad_loops=(0, -1, 1.5, True), state_noise=(-1, NaN, None),
-        halt_threshold=(-0.1, NaN, inf, "0.3", True), targets=(X.float(), X * -100, X[:, 1:]),
-        logits_to_keep=(-1, 1.0, None),
+        halt_threshold=(-0.1, NaN, inf, "0.3", True), logits_to_keep=(-1, 1.0, None),
+        targets=(X.float(), X * -100, X[:, 1:], X * 37, -X),
     )),
     (lambda m, max_new_tokens=1, **bad: m.generate(X, max_new_tokens, **bad), dict(
         n_loops=(-1, 2.0), halt_threshold=(-1,), max_new_tokens=(-1, 1.5), top_k=(0, 2.0),
@@ -909,7 +909,6 @@ BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by n
         X.float(), [[1, 2]], X * 37, -X, X[:, :0], X[:0], X[0], X.to("meta"),
         X.repeat(1, 13)[:, :49],
     ))),
-    (lambda m, targets: m(X, targets), dict(targets=(X * 37, X * -1))),
     (lambda m, batch_size=1, length=4: m.new_cache(batch_size, length),
      dict(batch_size=(0, True), length=(0, 4.0, 49))),
     (lambda m, length=1, **bad: m.generate(X, length, **bad), dict(length=(45,), cuda_graph=(1,))),
@@ -921,7 +920,8 @@ BAD_CALLS = [  # a way to call the model, and arguments that it must refuse by n
     (lambda m, **bad: mythos.kv_bytes_per_token(m, **bad), dict(bytes_per_number=(-2, 0, True))),
     (lambda m, **bad: m.update_router_bias(**bad), dict(speed=(-1, NaN, inf, "1", 10**400))),
     (lambda m, **bad: m(X, **bad, halt_threshold=0.1), dict(grad_loops=(1,), state_noise=(0.1,))),
-    (lambda m, **bad: m(X, **bad, cache=m.new_cache(1, 4)), dict(grad_loops=(1,))),
+    (lambda m, **bad: m(X, **bad, cache=m.new_cache(1, 4)),
+     dict(grad_loops=(1,), state_noise=(0.1,))),
     (lambda m, n_loops: make(recurrent_layers=0)(X, n_loops=n_loops), dict(n_loops=(1,))),
     (lambda m, config: RecurrentDepthTransformer(config), dict(config=(SMALL,))),
     (lambda m, **bad: mythos.StateUpdate(4, **bad), dict(spectral_radius_target=(2, 0, NaN))),
@@ -979,10 +979,10 @@ def test_chains_ask_what_they_say(cpu, frontier):
                 near = answer == walk(successor, query, min(T, 5))
                 assert target == (answer if near else -100)
             far.append(max(len({walk(successor, i, k) for k in range(n)}) for i in range(n)))
-    loops = [task.draw_loops(rng, frontier) for _ in range(400)]
+    loops = [task.draw_loops(rng, frontier) for _ in range(4000)]
     assert max(far) > 13 and {*loops} == {*range(5 if frontier == 12 else 1, frontier + 1)}
-    usual, most = 5 if frontier == 12 else frontier, 1.1 if frontier < 4 else 0.7
-    assert 0.45 < loops.count(usual) / 400 < most
+    usual, share = (5, 0.5) if frontier == 12 else (frontier, 0.5 + 0.5 / frontier)
+    assert abs(loops.count(usual) / 4000 - share) < 0.03
     climbs = [task.advance(frontier, *x) for x in ((frontier, 0.19), (frontier, 0.21), (0, 0))]
     assert climbs == [min(frontier + 1, 12), frontier, frontier]
 
@@ -1084,11 +1084,11 @@ def test_training_uses_its_settings(cpu, monkeypatch, tmp_path):
     monkeypatch.setattr(task, "advance", lambda *args: heard.append(args) or args[0] + 1)
     balanced = spy(monkeypatch, model, "update_router_bias")
     for run in ("first", "second"):
-        train(model.eval(), task, steps=5, seed=0, checkpoint=tmp_path / run)
+        train(model.eval(), task, steps=5, seed=7, checkpoint=tmp_path / run)
     want = [0.5 * 6e-3 * train_tiny.schedule(done, 5) for done in range(5)] * 2
     assert_close(torch.tensor(rates), torch.tensor([[lr, lr * task.prelude_lr] for lr in want]))
     assert all(how == dict(grad_loops=3, state_noise=0.4) for _, how in seen) and max(norms) < 1.001
-    assert len({*seeds[:5]}) == 5 and seeds[:5] == seeds[5:]
+    assert len({*seeds[:5]}) == 5 and seeds[:5] == seeds[5:] and min(seeds) > 5
     assert heard == told
     assert [how["speed"] for _, how in balanced] == pytest.approx([*[0.01] * 4, 0.008] * 2)
 
@@ -1105,20 +1105,20 @@ def test_killed_and_resumed_is_bit_identical(cpu, tmp_path, monkeypatch):
             os.truncate(path, 1000)
             os.kill(os.getpid(), 9)
 
-    train(*start(), steps=8, seed=3, checkpoint=paths[0])
+    train(*start(), steps=9, seed=3, checkpoint=paths[0])
     child = os.fork()
     if child == 0:
         torch.save = dying_save
         try:
-            train(*start(), steps=8, seed=3, checkpoint=paths[1])
+            train(*start(), steps=9, seed=3, checkpoint=paths[1])
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
     assert len(train_tiny.load_checkpoint(paths[1])["history"]["loss"]) == 4
-    train(*start(), steps=8, seed=3, checkpoint=paths[1], resume=True)
+    train(*start(), steps=9, seed=3, checkpoint=paths[1], resume=True)
     straight, cut = map(train_tiny.load_checkpoint, paths)
-    assert same(straight, cut) and cut["frontier"] == 9
-    assert len(cut["history"]["loss"]) == 8 and len({*cut["history"]["loops"]}) > 3
+    assert same(straight, cut) and cut["frontier"] == 10
+    assert len(cut["history"]["loss"]) == 9 and len({*cut["history"]["loops"]}) > 3
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
