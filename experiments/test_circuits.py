@@ -25,8 +25,7 @@ def compute(row: list[int], n: int) -> tuple[dict[int, int], dict[int, int]]:
 
 def test_circuits_are_what_they_say():
     """A wrong value or depth; a gate too far from its operands; none as deep as the curriculum
-    allows, or a deeper one; too few inputs; answers easy to guess; too few loops; a test with too
-    few deep ones."""
+    allows, or a deeper one; answers easy to guess; too few inputs, loops, or deep tests."""
     task, rng, n = Circuits(), torch.Generator().manual_seed(0), Circuits.n_nodes
     for deepest in (1, 5, 10):
         tokens, values, depths = task.circuits(30, deepest, rng)

@@ -120,12 +120,14 @@ def test_ends_ask_what_they_say(monkeypatch):
 
 
 def test_tables_of_functions(monkeypatch):
-    """An answer of another table, or a hop off, also 64·n hops away; loops that come too early."""
+    """An answer of another table or hop, also 64·n hops away; other loops; a climb past the end."""
     task, rng = variants.Table(), torch.Generator().manual_seed(0)
     tokens, targets, T = task.batch(rng, 5)
     for (*f, start), wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
         assert wanted == [*f, walk(f, start, T)]
-    assert {task.draw_loops(rng, 5) for _ in range(99)} == {1, 2, 3, 4, 5}
+    drawn = [task.draw_loops(rng, 5) for _ in range(999)]
+    assert {*drawn} == {1, 2, 3, 4, 5} and 0.55 < drawn.count(5) / 999 < 0.65
+    assert [task.advance(*x) for x in ((8, 8, 0), (3, 3, 0.02), (3, 3, 0.04))] == [8, 4, 3]
 
     def answers(model, tokens, loops, threshold):  # right for 4 hops
         ends = {T: [walk(row, row[-1], min(T, 4)) for row in tokens.tolist()] for T in loops}

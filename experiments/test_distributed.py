@@ -14,7 +14,6 @@ from experiments import distributed
 
 
 def numbers(text):
-    """Norms, losses and biases."""
     return [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
 
 

@@ -145,8 +145,7 @@ def recomputed(cell, column, runs):
 
 
 def test_every_number():
-    """A number that the runs do not have, a row without a run, a run without a row; a number in
-    README that stands in no table."""
+    """A number that the runs do not have, also in README; a row without a run, or the reverse."""
     cells, shown = set(), set()
     tables = re.findall(r"(?s)<!-- table: (\S+) -->\n(.*?)<!-- end -->", "".join(PAGES.values()))
     for task, text in tables:

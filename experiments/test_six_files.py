@@ -209,7 +209,8 @@ def test_command_line(cpu, tmp_path, monkeypatch, capsys):
         assert made[seed].prelude[0].ffn.down_proj.weight.abs().max() < 0.01  # `prepare` has run
     assert (made["7"].embed.weight != made["8"].embed.weight).any(dim=1).all()  # all first weights
     assert "FAIL\n" in capsys.readouterr().out
-    assert '"passed": false' in path.with_suffix(".json").read_text()
+    told = path.with_suffix(".json").read_text()
+    assert all(part in told for part in ('"passed": false', '"seed": 7', '"attention": "gqa"'))
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     before = path.read_bytes()
     assert main(tmp_path, *flags, "7", "--resume") == 1 and path.read_bytes() == before

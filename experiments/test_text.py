@@ -63,6 +63,7 @@ def test_bits_and_verdicts(tmp_path, monkeypatch):
         monkeypatch.setattr(task, "measure", lambda *_, bits=bits: bits, raising=False)
         assert [got <= most for _, got, _, most in task.evaluate(model)["checks"]] == wanted
     task.train_data, task.batch_size = torch.arange(task.context + 2), 99
-    seen, targets, _ = task.batch(torch.Generator().manual_seed(0), 1)
+    seen, targets, _ = task.batch(rng := torch.Generator().manual_seed(0), 1)
+    assert {task.draw_loops(rng, 1) for _ in range(3000)} == {*range(1, 17)}
     assert {*seen[:, 0].tolist()} == {0, 1} and torch.equal(targets, seen + 1)  # the next byte
     assert text.readable(b"a\x1b[2J\tb\n\x00\xff\xc3\xa4") == "a·[2J\tb\n··ä"

@@ -22,7 +22,6 @@ def stored_text(cell: dict) -> str:
 
 
 def verdicts(printed: str) -> list[str]:
-    """The verdicts of all checks: True or False."""
     return re.findall(r": (True|False)$", printed, re.MULTILINE)
 
 
