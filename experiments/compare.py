@@ -140,12 +140,12 @@ def walk(nodes: Tensor, successors: Tensor, hops: int) -> Tensor:
 
 
 def dynamics(model: RecurrentDepthTransformer, tokens: Tensor) -> dict:
-    """Mean state norm after 1, 2, 4 … loops; rho(A); the gain of the first and a settled loop."""
+    """Mean state norm after NORM_LOOPS; rho(A); the gain of the first and of a settled loop."""
     most, settled = variants.NORM_LOOPS[-1], variants.MOST_LOOPS
     norms = mythos.diagnostics(model, tokens, n_loops=most)["state_norm"].mean(dim=(1, 2))
     rng = torch.Generator().manual_seed(0)
     return {
-        "state_norm": {2**i: norms[2**i - 1].item() for i in range(most.bit_length())},
+        "state_norm": {L: norms[L - 1].item() for L in variants.NORM_LOOPS},
         "rho": mythos.spectral_radius(model),
         "gain": {
             n: mythos.loop_gain(model, tokens, n_loops=n, generator=rng) for n in (0, settled)
