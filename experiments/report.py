@@ -136,11 +136,13 @@ T95 = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764, 6: 2.5706, 7: 2.4469, 8: 2.3
 T95 |= {10: 2.2622, 11: 2.2281, 12: 2.2010, 13: 2.1788, 14: 2.1604, 15: 2.1448, 16: 2.1314}
 
 
-def spread(values: list[float], form: str = ".1f") -> str:
-    """Mean ± half of its 95% t interval over the seeds. A dash: there are none."""
+def spread(values: list[float], form: str = ".1f", percent=False) -> str:
+    """Mean ± half of its 95% t interval; lowest to highest, where that leaves 0 to 100%."""
     if not values or any(value != value for value in values):
         return "–"
     half = T95[len(values)] * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
+    if percent and not half <= mean(values) <= 100 - half:
+        return " to ".join(dict.fromkeys(f"{end:{form}}" for end in (min(values), max(values))))
     return f"{mean(values):{form}}" + (f" ± {half:{form.lstrip('+')}}" if half else "")
 
 
@@ -165,9 +167,7 @@ WORDS = {  # column -> what it says of a row's runs
 }
 LAW = {"worth so many layers": worth, "φ": phi}  # columns of rows with a loop
 LEAD = "the loop's lead at 10 hops"
-MEASURES = {  # column, as a pattern -> what it says of one run; circuits: depth instead of hops
-    r"training TFLOPs": lambda run: run["train_flops"] / 1e12,
-    r"curriculum's end": lambda run: run["frontier"],
+SHARES = {  # column, as a pattern -> what it says of one run, in %; circuits: depth, not hops
     r"(?:at )?(\d|10) hops(?: \(.*\))?": lambda run, k: accuracy(run)[int(k)],
     r"10 hops, (\d+) loops": lambda run, L: accuracy(run, L)[LAST],
     r"10 hops, halting": lambda run: 100 * run["halting"]["accuracy"][LAST],
@@ -177,16 +177,9 @@ MEASURES = {  # column, as a pattern -> what it says of one run; circuits: depth
     r"0–10 hops, best fixed loop count": lambda run: max(
         mean(accuracy(run, L)) for L in run["accuracy"]
     ),
-    r"loops spent on 0–10 hops": lambda run: mean(run["halting"]["loops"]),
-    r"loops run, (\d+) at a time": lambda run, size: run["halting"]["loops run"][size],
-    r"more loops for 10 hops than for 0": lambda run: (
-        run["halting"]["loops"][LAST] - run["halting"]["loops"][0]
-    ),
     r"(\D+), 0–10 hops": lambda run, control: 100 * run["halting"][control],
     r"(.*(?:ring|function).*), (\d+) hops": lambda run, what, T: 100 * run["shapes"][what][T],
     r"after (\d+) loops": lambda shares, T: 100 * shares[T],
-    r"state norm, loop (\d+)": lambda run, L: run["state_norm"][L],
-    r"loops until an edge rests": lambda run: run["rest"]["loops of edges"],
     r"(edges|queries) that rest": lambda run, which: 100 * run["rest"][f"{which} rest"],
     r"n hops, (none halts|halting)": lambda run, how: (
         100 * run["walk"][how][len(run["walk"][how]) // 64 - 1]
@@ -195,6 +188,17 @@ MEASURES = {  # column, as a pattern -> what it says of one run; circuits: depth
     r"worst of all hops, (none halts|halting)": lambda run, how: 100 * min(run["walk"][how]),
     r"walks rings": lambda run: 100 * run["checks"][4][1],
     r"most lost by more loops": lambda run: 100 * run["checks"][2][1],
+}
+ONE_DIGIT = {
+    r"training TFLOPs": lambda run: run["train_flops"] / 1e12,
+    r"curriculum's end": lambda run: run["frontier"],
+    r"loops spent on 0–10 hops": lambda run: mean(run["halting"]["loops"]),
+    r"loops run, (\d+) at a time": lambda run, size: run["halting"]["loops run"][size],
+    r"more loops for 10 hops than for 0": lambda run: (
+        run["halting"]["loops"][LAST] - run["halting"]["loops"][0]
+    ),
+    r"state norm, loop (\d+)": lambda run, L: run["state_norm"][L],
+    r"loops until an edge rests": lambda run: run["rest"]["loops of edges"],
 }
 TWO_DIGITS = {
     r"rho\(A\)": lambda run: run["rho"],
@@ -209,6 +213,7 @@ THREE_DIGITS = {
 NO_DIGIT = {  # nan: a finished training was only measured again
     r"seconds": lambda run: run["train_seconds"] if run["train_seconds"] > 1 else float("nan")
 }
+DIGITS = NO_DIGIT, ONE_DIGIT, TWO_DIGITS, THREE_DIGITS
 
 
 def cell(column: str, runs: list[dict], results: dict[str, Runs]) -> str:
@@ -222,15 +227,15 @@ def cell(column: str, runs: list[dict], results: dict[str, Runs]) -> str:
         best = {run["seed"]: accuracy(run)[LAST] for run in results[task].get(name, [])}
         others = [run for run in runs if run["variant"] != name and run["seed"] in best]
         return spread([best[run["seed"]] - accuracy(run)[LAST] for run in others], "+.1f")
-    for digits, measures in enumerate((NO_DIGIT, MEASURES, TWO_DIGITS, THREE_DIGITS)):
+    for digits, measures in [(1, SHARES), *enumerate(DIGITS)]:
         for pattern, measure in measures.items():
             if match := re.fullmatch(pattern, column):
                 try:
                     values = [measure(run, *match.groups()) for run in runs]
                 except KeyError:
                     return "–"
-                return spread(values, f".{digits}f")
-    known = [*WORDS, *LAW, LEAD, *NO_DIGIT, *MEASURES, *TWO_DIGITS, *THREE_DIGITS]
+                return spread(values, f".{digits}f", measures is SHARES)
+    known = [*WORDS, *LAW, LEAD, *SHARES, *(column for measures in DIGITS for column in measures)]
     raise ValueError(f"column: got {column!r}, expected one of {known}")
 
 

@@ -23,8 +23,7 @@ def test_a_question_is_written_as_in_training():
 
 
 def test_what_is_said(monkeypatch, capsys):
-    """Answers of other loops or nodes; other nodes than the model has; other loops than are needed,
-    and two; another threshold; a flag's bad value; a model of another task."""
+    """Other loops or nodes; other loops than needed; another threshold or task; bad flags."""
     recipe = Chains().settings()
     saved = {"recipe": recipe, "history": {"loss": [0.1] * 400}}
 

@@ -40,5 +40,4 @@ def test_circuits_are_what_they_say():
     assert len(depth) == 500 and depth.amax(dim=1).tolist() == [10] * 500
     shares = [values[depth == k].float().mean() for k in range(task.longest)]
     assert 0.35 < min(shares) and max(shares) < 0.7 and abs(values.float().mean() - 0.6) < 0.03
-    for frontier, loss, expected in ((1, 0.16, 1), (1, 0.14, 2), (4, 0.0, 5), (5, 0.0, 5)):
-        assert task.advance(frontier, 3, loss) == expected
+    assert [task.advance(k, 3, x) for k, x in ((1, 0.16), (1, 0.1), (4, 0), (5, 0))] == [1, 2, 5, 5]

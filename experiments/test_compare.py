@@ -289,6 +289,7 @@ def test_cells_by_hand():
     of the wrong sign, or over other seeds; unknown columns and rows; a new variant that is lost."""
     assert report.spread([1.0, 3.0, 2.0]) == "2.0 ± 2.5"  # 4.30 · 1 / √3
     assert report.spread([2.0, 2.0]) == "2.0" and report.spread([]) == "–"
+    assert report.spread([98.0, 99.5, 100.0], percent=True) == "98.0 to 100.0"  # ± 2.5
     asked = {"accuracy": {"0": [1.0] * 6 + [None] * 5}}, {"accuracy": {"0": [1.0] * 11}}
     cells = [report.cell(name, asked, {}) for name in ("5 hops", "6 hops", "10 hops, 32 loops")]
     assert cells == ["100.0", "–", "–"]

@@ -19,9 +19,9 @@ def numbers(text):
 
 @pytest.mark.slow
 def test_two_ranks_are_like_one(capsys):
-    """A mean of means, a gradient averaged instead of summed, a router steered by its own rank's
-    load, or by rank 0's; shards that lose the gradient of all loops, or micro-batches, but one; a
-    message in each loop: a rank that has halted and one that has not both hang."""
+    """A mean of means, a gradient averaged, not summed, a router steered by its own rank's load, or
+    by rank 0's; shards that lose the gradient of all loops, or micro-batches, but one; a message in
+    each loop, for which a rank that has halted waits."""
     distributed.main([])
     wanted = numbers(capsys.readouterr().out)
     launch = "-m torch.distributed.run --nproc_per_node 2 -m experiments.distributed".split()
