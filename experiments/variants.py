@@ -293,7 +293,7 @@ FRESH = tuple(range(25, 35))  # no recipe was tuned on these seeds
 NONE, ONCE = dict(n_loops=0), dict(n_loops=1)
 PLAIN_ONCE = ONCE | dict(prelude_lr=1.0)  # see `Counted`
 SLOW = NONE | dict(lr_scale=0.5)  # the rate that suits deep stacks better (seed 5)
-# Ten hops need three times the steps, at half the rate; `injected` learns at the usual one.
+# Ten hops need three times the steps, at half the rate.
 TEN = dict(steps=1200, train_hops=10, lr_scale=0.5)
 TWELVE, ALL = dict(recurrent_layers=12), dict(steps=800, n_loops=1, prelude_lr=1.0)
 FORGETS, BOLD = dict(spectral_radius_target=0.5), dict(halt_threshold=0.5)
