@@ -335,10 +335,9 @@ class RecurrentDepthTransformer(nn.Module):
         halted = torch.zeros(e.shape[:2], dtype=torch.bool, device=e.device)
         loops_used = torch.zeros_like(halted, dtype=torch.int64)
         for t in range(n_loops):
-            h_next = torch.where(halted[..., None], h, self.step(h, e, rope, t, cache, halted))
+            old, h = h, torch.where(halted[..., None], h, self.step(h, e, rope, t, cache, halted))
             loops_used = loops_used + ~halted
-            halted = halted | self.has_settled(h_next, h, halt_threshold)
-            h = h_next
+            halted = halted | self.has_settled(h, old, halt_threshold)
             if states is not None:
                 states.append(h)
             # all() waits for the GPU. A CUDA graph (see `Cache`) cannot, and runs all loops.
@@ -404,7 +403,10 @@ class RecurrentDepthTransformer(nn.Module):
         expect(not cuda_graph or tokens.is_cuda, "cuda_graph", cuda_graph, "False without CUDA")
         cache, new = self.new_cache(N, T + max_new_tokens, n_loops), tokens
         call = dict(n_loops=n_loops, halt_threshold=halt_threshold, cache=cache, logits_to_keep=1)
-        decode = lambda new: self(new, **call)[0][:, -1]  # logits (N, V) of the next token
+
+        def decode(new: Tensor) -> Tensor:  # logits (N, V) of the next token
+            return self(new, **call)[0][:, -1]
+
         done = torch.zeros(N, 1, dtype=torch.bool, device=tokens.device)
         with evaluation_mode(self):
             for i in range(max_new_tokens):

@@ -501,11 +501,11 @@ def test_cache_is_one_tensor_of_the_promised_size(kind):
     (rows,) = [v for v in vars(cache).values() if isinstance(v, torch.Tensor)]
     assert len(places) == 1 and (rows != 0).any(dim=-1).all()
     assert rows.numel() == 2 * 12 * row * (1 + 3 * 2 + 1)
+    assert rows.numel() == 2 * 12 * mythos.kv_bytes_per_token(model, 3, bytes_per_number=1)
     torch.use_deterministic_algorithms(True, warn_only=True)  # empty memory is filled with nan
     model(ids(2, 1), n_loops=3, cache=(fresh := model.new_cache(2, 12, n_loops=3)))
     torch.use_deterministic_algorithms(False)
     assert not fresh.rows[:, :, 1:].any()  # a CUDA graph weighs them by 0, and 0 · nan is nan
-    assert rows.numel() == 2 * 12 * mythos.kv_bytes_per_token(model, 3, bytes_per_number=1)
 
 
 # ---- initialisation ----
@@ -687,8 +687,8 @@ def test_greedy_is_argmax_of_one_pass(kind, halted, monkeypatch):
     assert torch.equal(model.generate(prompt, 0, **how), prompt)
     assert model.generate(prompt.int(), 1, **how).dtype == torch.int32
     if not prompt.is_cuda:  # then the step is not recorded, but all else is as for a CUDA graph
-        record = lambda step, sample, num_warmup_iters: step(*sample) is None or step
-        monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+        name = "make_graphed_callables"
+        monkeypatch.setattr(torch.cuda, name, lambda f, x, **_: f(*x) is None or f)
         monkeypatch.setattr(mythos, "expect", lambda *_: None)
     assert torch.equal(model.generate(prompt, 8, temperature=0, **how, cuda_graph=True), out)
 

@@ -165,8 +165,7 @@ class Task:
     name, about = "task", ""  # of files; a word at the start
     steps, batch_size = 400, 32
     lr_scale, prelude_lr = 1.0, 1.0  # factors on all learning rates, on the prelude's matrices
-    state_noise = 0.0  # see mythos.py, `run_loop`
-    grad_loops = None  # the gradient goes through all loops
+    state_noise, grad_loops = 0.0, None  # no noise, gradient through all loops: see `run_loop`
     draw = None  # else a method that writes a picture
 
     def config(self, attention_type: str) -> MythosConfig:
@@ -367,8 +366,8 @@ def draw_staircase(axes, accuracy: dict, task: Chains, rows: int, shown: int):
 def logits_per_loop(model, tokens: Tensor, loops: list[int], halt_threshold=None):
     """Logits (N, T, V) after each of `loops` loops, from one run, and the loops used (N, T)."""
     e, states, used, rope = mythos.run_every_loop(model, tokens, max(loops), halt_threshold)
-    states = [e, *states]  # after 0 loops the coda reads e; once all have halted, nothing moves
-    return {L: model.run_coda(states[min(L, len(states) - 1)], rope) for L in loops}, used
+    # After 0 loops the coda reads e; once all have halted, nothing moves.
+    return {L: model.run_coda([e, *states][min(L, len(states))], rope) for L in loops}, used
 
 
 # ------------------------------------------------------------------------------------------------
@@ -502,8 +501,10 @@ def run(parser: argparse.ArgumentParser, arguments: list[str] | None, make_task)
         expect(args.resume or not checkpoint.exists(), "--out", name, "a new name, or --resume")
         for key, _, number in (pair.partition("=") for pair in args.set):
             expect(key in known and key != "steps", "--set", key, f"one of {sorted(known)}")
-            expect(number.replace(".", "", 1).isdecimal(), f"--set {key}", number, "a number")
-            (vars(task) if key in task.settings() else fields)[key] = json.loads(number)
+            with suppress(ValueError):  # otherwise it stays a text
+                number = json.loads(number)
+            expect(isinstance(number, int | float | None), f"--set {key}", number, "a number")
+            (vars(task) if key in task.settings() else fields)[key] = number
         torch.manual_seed(args.seed)
         model = RecurrentDepthTransformer(task.config(args.attention), **fields)
         task.prepare(model)

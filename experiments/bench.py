@@ -190,10 +190,10 @@ def decoder(s, c: MythosConfig, context: int, who: str):
         model.compile(fullgraph=True)
     cache = model.to(s.dtype).new_cache(SEQUENCES, context + TOKENS)
     model(prompt, cache=cache)
-    step = lambda token: model(token, n_loops=c.max_loop_iters, cache=cache)[0]
+    run = step = partial(model, n_loops=c.max_loop_iters, cache=cache)
     if who == GRAPH:  # as in generate(cuda_graph=True)
         cache.n_tokens = torch.tensor([context], device=s.device)
-        step = torch.cuda.make_graphed_callables(step, (token,), num_warmup_iters=1)
+        step = torch.cuda.make_graphed_callables(lambda x: run(x)[0], (token,), num_warmup_iters=1)
 
     def ours() -> None:
         cache.n_tokens -= cache.n_tokens - context  # forget the call before; a graph's: in place
@@ -251,8 +251,7 @@ def by_part(s):
         return torch.cat([q, mythos.apply_rope(q_rope, some)], dim=-1)
 
     def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = q @ k.mT / q.shape[-1] ** 0.5 + ahead
-        return scores.softmax(dim=-1) @ v
+        return (q @ k.mT / q.shape[-1] ** 0.5 + ahead).softmax(dim=-1) @ v
 
     def gated(gates: Tensor, shares: Tensor) -> Tensor:
         gate, up = gates.chunk(2, dim=-1)

@@ -214,9 +214,9 @@ def test_command_line(cpu, tmp_path, monkeypatch, capsys):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     before = path.read_bytes()
     assert main(tmp_path, *flags, "7", "--resume") == 1 and path.read_bytes() == before
-    main(tmp_path, *flags, "7", "--set", "batch_size=3", "d_model=16")
-    changed = tmp_path / "chains-gqa-seed7-steps2-batch_size=3-d_model=16.pt"
-    assert train_tiny.load_model(changed).config.d_model == 16
+    main(tmp_path, *flags, "7", "--set", "batch_size=3", "norm_eps=1e-5")
+    changed = tmp_path / "chains-gqa-seed7-steps2-batch_size=3-norm_eps=1e-5.pt"
+    assert train_tiny.load_model(changed).config.norm_eps == 1e-5
     assert train_tiny.load_checkpoint(changed)["recipe"]["batch_size"] == 3
     for wrong, message in (
         ([*flags, "7"], "--out: got 'chains-gqa-seed7-steps2', expected a new name, or --resume"),
@@ -224,7 +224,7 @@ def test_command_line(cpu, tmp_path, monkeypatch, capsys):
         (["--attention", "mha"], "invalid choice: 'mha'"), (["--resume"], "seed0.pt is not there"),
         (["--set", "d_modle=8"], "--set: got 'd_modle', expected one of"),
         (["--set", "steps=8"], "--set: got 'steps'"), (["--set", "n_heads=5"], "n_heads: got 5"),
-        (["--set", "batch_size=a"], "--set batch_size: got 'a', expected a number"),
+        (["--set", "lr_scale=.5"], "--set lr_scale: got '.5', expected a number"),
     ):  # fmt: skip
         with pytest.raises(SystemExit) as stop:
             main(tmp_path, *wrong)
