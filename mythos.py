@@ -89,16 +89,16 @@ class MythosConfig:
     rope_theta: float = 10_000.0  # base of RoPE's angles: larger means slower rotation
 
     # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
-    d_ff: int | None = None  # hidden width of a SwiGLU; None: 8/3·d_model, up to a multiple of 64
+    d_ff: int | None = None  # a SwiGLU's hidden width; None: 8/3·d_model, rounded up to 64s
     num_experts: int = 8  # E, routed
     num_experts_per_token: int = 2  # K
     num_shared_experts: int = 1  # experts that every token uses, besides its K
-    d_expert: int | None = None  # an expert's; None: d_ff / (K + shared), up to a multiple of 8
+    d_expert: int | None = None  # an expert's width; None: d_ff / (K + shared), rounded up to 8s
 
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_config(self)  # check your own fields there; numbers need a row in LEAST
+        check_config(self)  # check your own fields there; give numbers a bound in LEAST
 
 
 def derive_widths(config: MythosConfig) -> SimpleNamespace:
@@ -233,7 +233,8 @@ class RecurrentDepthTransformer(nn.Module):
         Raises ValueError naming the argument that is out of range.
         """
         keep = logits_to_keep
-        if not isinstance(getattr(cache, "n_tokens", 0), Tensor):  # not in a CUDA graph: see Cache
+        # In a CUDA graph, where n_tokens is a tensor (see `Cache`), nothing can be checked.
+        if not isinstance(getattr(cache, "n_tokens", 0), Tensor):
             n_loops = check_call(self, tokens, targets, cache, n_loops=n_loops, logits_to_keep=keep,
                                  grad_loops=grad_loops, state_noise=state_noise,
                                  halt_threshold=halt_threshold)  # fmt: skip
@@ -410,7 +411,7 @@ class RecurrentDepthTransformer(nn.Module):
         done = torch.zeros(N, 1, dtype=torch.bool, device=tokens.device)
         with evaluation_mode(self):
             for i in range(max_new_tokens):
-                if cuda_graph and i == 1:  # behind the prompt, whose shape is another
+                if cuda_graph and i == 1:  # after the prompt, whose shape differs
                     cache.n_tokens = torch.tensor([T], device=tokens.device)
                     decode = torch.cuda.make_graphed_callables(decode, (new,), num_warmup_iters=1)
                     cache.n_tokens.fill_(T)  # as before the warm-up
@@ -440,8 +441,8 @@ class RecurrentDepthTransformer(nn.Module):
         A, B                  a = 0: A starts just below target / 2 (free: 0.475); b = 0.5
         router bias, load     0
 
-        What you add: an nn.Linear is a matrix as above (its bias 0); any other module needs a
-        reset_parameters method; it runs last and overrides that of the modules inside it
+        What you add: an nn.Linear is a matrix as above (its bias 0); any other module with
+        parameters needs a reset_parameters, which runs after those of the modules inside it
         (nn.Embedding's has std 1). A parameter outside of such modules raises ValueError: a
         learned h_0, say, can go into StateUpdate. To tie head and embedding, override this method
         and tie them in it, or `to_empty` unties them.
@@ -479,9 +480,9 @@ def make_block(c: SimpleNamespace, moe: bool = False) -> Block:
     """A block with the config's attention, and with experts or a dense SwiGLU.
 
     c: the config's fields, yours included, with the widths filled in by `derive_widths`. For
-    another attention kernel give attend=… to both attentions. It is called as `causal_attention`
-    is, by `absorbed` with a scale. It must handle T = S, T = 1, any mask (behind a cached past,
-    or in a CUDA graph), and G < H (`absorbed`: G = 1). Values are as wide as keys.
+    another attention kernel give attend=… to both attentions. It is called like `causal_attention`;
+    `absorbed` adds a scale. It must handle T = S, T = 1, any mask (after a cached past, or in a
+    CUDA graph), and G < H (`absorbed`: G = 1). Values are as wide as keys.
     """
     common = dict(d_model=c.d_model, n_heads=c.n_heads, head_dim=c.head_dim)
     if c.attention_type == "mla":
@@ -808,7 +809,7 @@ class Cache:
         return self.prelude_layers + t * self.recurrent_layers
 
     def append(self, slot: int, halted: Tensor | None, rows: Tensor):
-        """Put new rows (N, T, W) behind the n_tokens already in a slot. Returns all, (N, S, W), in
+        """Put new rows (N, T, W) after the n_tokens already in a slot. Returns all, (N, S, W), in
         a CUDA graph (N, length, W), and `causal_attention`'s mask.
 
         Attention is given recall(rows): `run_blocks` fixes slot and halted. n_tokens stays; forward
@@ -920,8 +921,8 @@ def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
     F.grouped_mm with two additions. Autocast does not reach it, so x and weight get the dtype that
     autocast would choose. And torch.compile and the meta device support it only in bf16, so there
-    `traceable_grouped_mm` replaces it. To use either with a copied class, also copy that operator
-    and what follows it, up to register_autograd.
+    `traceable_grouped_mm` replaces it. To compile a copied class, also copy that operator and
+    the code after it, up to register_autograd.
     """
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
@@ -1121,8 +1122,8 @@ ROWS = {
     "500B": (HUGE,  7168, 56, 24, 24, 256, 8, 3712, 131_072, 131_072),
     "1T":   (HUGE,  8192, 64, 32, 32, 256, 8, 4896, 131_072, 262_144),
 }  # fmt: skip
-# The toy of train_tiny.py, for 20 nodes and 20² edges. Its prelude starts as the identity, so it
-# cannot drown the embedding.
+# The toy of train_tiny.py: 20 nodes, 20² edges. No embed_norm: there the prelude starts as the
+# identity (`Chains.prepare`), so it cannot drown the embedding.
 TINY = dict(d_model=128, n_heads=4, max_loop_iters=12, d_expert=64, max_seq_len=64, vocab_size=420,
             n_kv_heads=2, kv_lora_rank=64, embed_norm=False)  # fmt: skip
 SIZES = {"tiny": TINY}
@@ -1146,7 +1147,8 @@ def print_sizes() -> None:
 
     active: parameters that one token uses; executed: with the loop's counted L times.
     MLA, GQA: cache bytes per token at L loops in bf16. tokens: 20 per active parameter
-    (Chinchilla); FLOPs: to train on them. Extrapolated: Parcae fitted its laws below 1.3e20 FLOPs.
+    (Chinchilla), an extrapolation: laws of looped models were fitted below 1.3e20 FLOPs (Parcae).
+    FLOPs: to train on them.
     """
     print(*(line.strip() for line in print_sizes.__doc__.splitlines()), sep="\n")
     line = "{:>5} {:>9} {:>9} {:>11}  {:<10} {:<11} {:>8} {:>10} {:>10} {:>7} {:>8}".format

@@ -68,13 +68,13 @@ def train(model: RecurrentDepthTransformer, task: "Task", *, steps: int, seed: i
 
     After step 1, every 25th and the last, a new checkpoint takes the place of the old one: an
     interrupt loses at most 25 steps. resume: continue from it, to the same numbers as without the
-    interrupt; otherwise a file of that name is replaced. seed: of the data and the noise; that of
-    the weights is yours. Raises ValueError, if the checkpoint is of another run, and
+    interrupt; otherwise a file of that name is replaced. seed: for data and noise; seed the weights
+    yourself. Raises ValueError if the checkpoint is of another run, and
     FloatingPointError if loss or gradient becomes inf or nan (the last good checkpoint stays).
     """
     device, optimizers = model.head.weight.device, make_optimizers(model, task.prelude_lr)
     generator = torch.Generator().manual_seed(seed)  # draws all data
-    # The recipe: what must be the same when a training is resumed.
+    # The recipe: what must not change when a run is resumed.
     recipe = task.settings() | dict(task=type(task).__name__, model=type(model).__name__,
         config=asdict(model.config), steps=int(steps), seed=int(seed))  # fmt: skip
     # frontier: how far the curriculum has come. For Chains, the largest number of loops so far.
@@ -135,8 +135,7 @@ def progress(step: int, steps: int, frontier: int, history: dict, load: Tensor) 
 
 
 class Task:
-    """What `train` asks of a task. Yours are `config` and `batch`; all else that it reads has a
-    default:
+    """What `train` asks of a task. You write `batch` and usually `config`; the rest has a default:
 
         class Add(Task):  # two digits; the answer, at the second one, is their sum modulo 10
             def config(self, attention_type):
@@ -159,10 +158,10 @@ class Task:
     The command line, `run(make_parser("What it is.", Add), None, lambda args: Add())`, also
     measures and prints. For that a task needs evaluate(model), which returns a dict of numbers
     with "checks", what PASS means, such as [("right", 0.97, ">=", 0.9)]; describe(results), which
-    makes a text of that dict; and, unless `draw` is None, draw(results, path).
+    turns that dict into text; and, unless `draw` is None, draw(results, path).
     """
 
-    name, about = "task", ""  # of files; a word at the start
+    name, about = "task", ""  # for file names; for the first line printed
     steps, batch_size = 400, 32
     lr_scale, prelude_lr = 1.0, 1.0  # factors on all learning rates, on the prelude's matrices
     state_noise, grad_loops = 0.0, None  # no noise, gradient through all loops: see `run_loop`
@@ -173,8 +172,8 @@ class Task:
         return replace(mythos.get_model_config("tiny"), attention_type=attention_type)
 
     def batch(self, generator: torch.Generator, frontier: int) -> tuple[Tensor, Tensor, int]:
-        """tokens and targets (batch_size, T), and a number of loops. A target is what the model has
-        to answer at its own position (nothing is shifted); −100 is not scored. `frontier` is how
+        """tokens and targets (batch_size, length), and a number of loops. A target is the answer
+        wanted at its own position (nothing is shifted); −100 is not scored. `frontier` is how
         far the curriculum has come: 1 at first, see `advance`."""
 
     def prepare(self, model: RecurrentDepthTransformer) -> None:
@@ -207,10 +206,10 @@ class Chains(Task):
     train_hops, train_loops = 5, 12  # scored answers are at most 5 hops away; at most 12 loops
     # Without noise, training stops improving answers that are barely right. A query that stands
     # still may then drift towards a wrong node, loop by loop, until its answer flips. With 0.3 some
-    # edges still drift, and walks on rings go astray; with 0.5 400 steps are too few.
+    # edges still drift, and walks on rings go astray; at 0.5, 400 steps are too few.
     prelude_lr, state_noise = 0.05, 0.4  # prelude_lr: see `prepare`
-    test_size, test_loops, halt_threshold = 500, 12, 0.3  # sequences; loops that PASS is about
-    # Nodes of a test sequence's chains, of which it asks the longest; hops on rings (0: no rings).
+    test_size, test_loops, halt_threshold = 500, 12, 0.3  # sequences; loops that PASS is judged at
+    # Chain lengths in a test sequence (the first is scored); hops on rings (0: no rings).
     longest, decoys, ring_hops = 11, (2, 2, 2, 2, 1), 64
     # Six chains in a test sequence, so guessing an end is right 1 time in 6.
     difficulty, guess = "hops to the end of the chain", 1 / 6
@@ -227,7 +226,7 @@ class Chains(Task):
             torch.nn.init.zeros_(block.ffn.down_proj.weight)
 
     def draw_loops(self, generator: torch.Generator, frontier: int) -> int:
-        """Until the frontier is 12, half of the steps use that many loops, the rest 1 to as many.
+        """Below frontier 12, half of the steps use `frontier` loops, the rest 1 to `frontier`.
         After that, half use 5 and the rest 6 to 12; 1 to 4 are mastered by then.
 
         (A smaller model forgets them: tutorial.ipynb, 4.1.)
@@ -297,8 +296,8 @@ class Chains(Task):
         return tokens, node, torch.zeros_like(node)
 
     def measure(self, model, loops: list[int], threshold: float | None = None, test_set=None):
-        """Both by difficulty: accuracy after each of `loops` loops, and the loops used. test_set:
-        another than `test_set()`."""
+        """By difficulty: accuracy after each loop count in `loops`, and the loops used. test_set:
+        replaces `test_set()`."""
         (tokens, ends, distance), found = test_set or self.test_set(), []
         for part in tokens.to(model.head.weight.device).split(125):
             logits, used = logits_per_loop(model, part, loops, threshold)
@@ -364,7 +363,7 @@ def draw_staircase(axes, accuracy: dict, task: Chains, rows: int, shown: int):
 
 @torch.no_grad()
 def logits_per_loop(model, tokens: Tensor, loops: list[int], halt_threshold=None):
-    """Logits (N, T, V) after each of `loops` loops, from one run, and the loops used (N, T)."""
+    """The logits (N, length, V) after each loop count in `loops`, from one run; the loops used."""
     e, states, used, rope = mythos.run_every_loop(model, tokens, max(loops), halt_threshold)
     # After 0 loops the coda reads e; once all have halted, nothing moves.
     return {L: model.run_coda([e, *states][min(L, len(states))], rope) for L in loops}, used
@@ -416,7 +415,7 @@ class Muon(torch.optim.Optimizer):
 def make_optimizers(model: RecurrentDepthTransformer, prelude_lr: float = 1.0) -> list:
     """Muon for the matrices inside blocks, AdamW for the vocabulary and for all the rest.
 
-    The rest, A, B and the weights of norms, is not decayed: pulling A to 0 would erase the memory.
+    The rest, A, B and the weights of norms, is not decayed: B, the input's weight, would go to 0.
     """
     # A list of modules names tied weights once.
     vocab = [p for p in torch.nn.ModuleList([model.embed, model.head]).parameters() if p.dim() > 1]
@@ -501,7 +500,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str] | None, make_task)
         expect(args.resume or not checkpoint.exists(), "--out", name, "a new name, or --resume")
         for key, _, number in (pair.partition("=") for pair in args.set):
             expect(key in known and key != "steps", "--set", key, f"one of {sorted(known)}")
-            with suppress(ValueError):  # otherwise it stays a text
+            with suppress(ValueError):  # otherwise it stays a string
                 number = json.loads(number)
             expect(isinstance(number, int | float | None), f"--set {key}", number, "a number")
             (vars(task) if key in task.settings() else fields)[key] = number
