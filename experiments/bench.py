@@ -228,7 +228,7 @@ def by_part(s):
     N, T, c = 8, 256, mythos.derive_widths(SMALL)
     D, H, C, R = c.d_model, c.n_heads, c.head_dim, c.rope_dim
     block, plain = (RecurrentDepthTransformer(config).recurrent[0] for config in (SMALL, PLAIN))
-    block, plain, norm = (m.to(s.device) for m in (block, plain, nn.RMSNorm(D)))
+    block, plain = block.to(s.device), plain.to(s.device)
     mla, moe, positions = block.attention, block.ffn, torch.arange(T, device=s.device)
     some, all_ = (mythos.rope_angles(positions, width) for width in (R, C))
 
@@ -243,23 +243,15 @@ def by_part(s):
     chosen, shares = moe.route(tokens)
     pair = chosen.flatten().sort(stable=True).indices
     ends = chosen.flatten().bincount(minlength=c.num_experts).cumsum(0).int()
-    ahead = torch.full((T, T), -torch.inf, device=s.device).triu(1)
     pairs, hidden, gates = (leaf(len(pair), n) for n in (D, c.d_expert, 2 * c.d_expert))
 
     def turn(q: Tensor) -> Tensor:
         q, q_rope = q.split([C, R], dim=-1)
         return torch.cat([q, mythos.apply_rope(q_rope, some)], dim=-1)
 
-    def softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return (q @ k.mT / q.shape[-1] ** 0.5 + ahead).softmax(dim=-1) @ v
-
     def gated(gates: Tensor, shares: Tensor) -> Tensor:
         gate, up = gates.chunk(2, dim=-1)
         return F.silu(gate) * up * shares.flatten().index_select(0, pair)[:, None]
-
-    def by_vector_norm(x: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x * (size**2 / D + 1e-6).rsqrt() * norm.weight
 
     rows = [
         ("MLA", mla, x, some), ("  queries: two products, a norm", mla.q_proj, x),
@@ -270,7 +262,6 @@ def by_part(s):
         ("  values padded to the keys' width", lambda v: F.pad(v, (0, R)), v),
         ("  attend", mythos.causal_attention, *wide),
         ("    values not padded", mythos.causal_attention, *wide[:2], v),
-        ("    two products and a softmax", softmax, *wide[:2], v),
         ("  out", mla.out_proj, x), ("a Llama's attention", plain.attention, x, all_),
         ("  attend", mythos.causal_attention, *narrow),
         ("experts", moe, x), ("  router and choice", lambda x: moe.route(x)[1], tokens),
@@ -281,7 +272,6 @@ def by_part(s):
         ("  down, 8 products", mythos.grouped_mm, hidden, moe.down_proj, ends),
         ("  sum", lambda y: torch.zeros_like(tokens).index_add(0, pair // 2, y), pairs),
         ("  shared expert", moe.shared, x), ("a Llama's feed-forward", plain.ffn, x),
-        ("a norm", norm, x), ("    by vector_norm", by_vector_norm, x),
     ]  # fmt: skip
 
     def there_and_back(call, *inputs) -> None:

@@ -96,7 +96,6 @@ class Circuits(Chains):
 
 def main(arguments: list[str] | None = None) -> int:
     parser = make_parser("Train Mythos on Boolean circuits.", Circuits)
-    parser.epilog = "Example: python -m experiments.circuits --seed 1"
     return run(parser, arguments, lambda args: Circuits())
 
 

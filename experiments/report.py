@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean as mean
 from statistics import linear_regression, stdev
 
-from experiments.variants import VARIANTS, Ends, Variant, find
+from experiments.variants import VARIANTS, Ends, find
 from mythos import expect
 from train_tiny import Chains, write_atomically
 
@@ -85,14 +85,10 @@ README_ROWS = {  # the loop and its strongest opponents, for a reader with two m
 }
 
 
-def variant_of(run: dict) -> Variant:
-    return find(run["task"], run["variant"])
-
-
 def supervision(run: dict) -> str:
     """What a variant of the chains is taught: the answer after T hops, for all T, with T given (as
     the number of loops, or as a vector); or the ends of chains alone, with T unknown."""
-    return "ends" if issubclass(variant_of(run).task, Ends) else "every hop"
+    return "ends" if issubclass(find("chains", run["variant"]).task, Ends) else "every hop"
 
 
 def accuracy(run: dict, loops: str | None = None) -> list[float]:
@@ -112,21 +108,22 @@ def bits(run: dict) -> float:
 
 def worth(run: dict, results: dict[str, Runs]) -> float:
     """How many different layers reach the bits of this run. They lie on a line, bits against the
-    logarithm of the layers, which is fitted to the stacks with the same seed."""
-    stacks = {name: runs for name, runs in results["text"].items() if re.match(r"flat-\d+$", name)}
+    logarithm of the layers, which is fitted to the stacks with the same seed (nan: too few)."""
     points = [
         (math.log(int(name[5:])), bits(other))
-        for name, runs in stacks.items()
-        for other in runs
-        if other["seed"] == run["seed"]
+        for name in results["text"]
+        for other in results["text"][name]
+        if re.fullmatch(r"flat-\d+", name) and other["seed"] == run["seed"]
     ]
+    if len(points) < 2:
+        return math.nan
     slope, one_layer = linear_regression(*zip(*points, strict=True))
     return math.exp((bits(run) - one_layer) / slope)
 
 
 def phi(run: dict, results: dict[str, Runs]) -> float:
     """r passes through 3 layers are worth 3·r^φ different layers."""
-    return math.log(worth(run, results) / 3, int(run["variant"][5:]))
+    return math.log(worth(run, results) / 3, int(run["variant"][5:].partition("@")[0]))
 
 
 # ---- Cells ----
@@ -159,7 +156,7 @@ def taught_alike(run: dict) -> tuple[str, str]:
 
 
 WORDS = {  # column -> what it says of a row's runs
-    "what differs": lambda runs: variant_of(runs[0]).what,
+    "what differs": lambda runs: find(runs[0]["task"], runs[0]["variant"]).what,
     "supervision": lambda runs: supervision(runs[0]),
     "seeds": lambda runs: f"{len(runs)}",
     "parameters (active)": parameters,
@@ -265,13 +262,19 @@ def tables(page: str, results: dict[str, Runs], partial=False) -> list[tuple[str
 # ---- The picture ----
 
 
-def draw_walks(results: dict[str, Runs], path: Path) -> None:
-    """Accuracy by hops, 1 to 512: of loops on rings, where a walk has no end; of stacks, which know
-    no more than 12 hops, on chains. Means, shaded from the worst seed to the best."""
+def draw(results: dict[str, Runs], path: Path) -> None:
+    """Means of all seeds, shaded from the lowest to the highest. Left: accuracy by hops, 1 to 512,
+    of loops on rings, where a walk has no end; of stacks, which know no more than 12 hops, on
+    chains. Right: bits per byte of text by layers run, all different or the same three again."""
     from matplotlib import figure
 
-    picture = figure.Figure(figsize=(7.5, 5.2), layout="constrained")
-    axes, ticks = picture.subplots(), [1, 2, 5, 10, 32, 64, 128, 256, 512]
+    picture = figure.Figure(figsize=(11, 5), layout="constrained")
+    left, right = picture.subplots(1, 2, width_ratios=(3, 2))
+
+    def plot(axes, x: list[int], values: list[list[float]], style: str, label: str) -> None:
+        axes.plot(x, [*map(mean, values)], style, label=label)
+        axes.fill_between(x, [*map(min, values)], [*map(max, values)], color=style[:2], alpha=0.2)
+
     for name, shape, style, label in (
         ("loop-fresh", "ring, halting", "C0o-", "the loop, halting"),
         ("loop-fresh", "ring", "C0^--", "the same, none halts"),
@@ -280,21 +283,26 @@ def draw_walks(results: dict[str, Runs], path: Path) -> None:
         ("flat-told", None, "C3v-", "14 layers, told T, taught 5 hops"),
         ("flat-told-ten", None, "C7x-", "14 layers, told T, taught 10 hops"),
     ):
-        runs = results["chains"][name]
         curves = [
             run["shapes"][shape] if shape else dict(enumerate(run["accuracy"]["0"][1:], 1))
-            for run in runs
+            for run in results["chains"][name]
         ]
-        points = [[100 * curve[T] for curve in curves] for T in curves[0]]
-        hops, low, high = [*map(int, curves[0])], [*map(min, points)], [*map(max, points)]
-        (line,) = axes.plot(hops, [*map(mean, points)], style, label=label)
-        axes.fill_between(hops, low, high, color=line.get_color(), alpha=0.2)
-    axes.axvline(NEAR + 0.5, color="black", linewidth=0.8, linestyle="--")
-    axes.text(NEAR + 0.7, 103, "more than 5 hops →", fontsize="small")
-    axes.set(xlabel="hops", ylabel="accuracy (%)", ylim=(0, 110), xscale="log")
-    axes.set_title("Stacks on chains, all others on rings; shaded: all seeds", fontsize="medium")
-    axes.set_xticks(ticks, map(str, ticks))
-    picture.legend(fontsize="small", loc="outside lower center", ncols=2)
+        values = [[100 * curve[T] for curve in curves] for T in curves[0]]
+        plot(left, [*map(int, curves[0])], values, style, label)
+    for names, style, label in (
+        ({n: f"flat-{n}" for n in (3, 4, 6, 12)}, "C3v-", "different layers"),
+        ({3: "flat-3", 6: "loop-2", 9: "loop-3", 12: "loop-4"}, "C0o-", "3 layers, run again"),
+    ):
+        values = [[bits(run) for run in results["text"][name]] for name in names.values()]
+        plot(right, [*names], values, style, label)
+    left.axvline(NEAR + 0.5, color="black", linestyle="--", label="left of it: hops taught")
+    left.set(title="Loops on rings, stacks on chains", xlabel="hops", ylabel="accuracy (%)")
+    right.set(title="Text", ylabel="bits per byte", xlabel="layers run")
+    for axes, ticks in ((left, [1, 2, 5, 10, 32, 64, 128, 256, 512]), (right, [3, 4, 6, 9, 12])):
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.minorticks_off()
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     picture.savefig(path, dpi=120, format="png")
 
 
@@ -309,7 +317,7 @@ def write(publish: bool) -> list[Path]:
         for old, _, new in tables(page, results):
             page = page.replace(old, new)
         made[path] = lambda path, page=page: path.write_text(page, "utf-8")
-    made[HERE / "compare-chains.png"] = partial(draw_walks, results)
+    made[HERE / "compare.png"] = partial(draw, results)
     made = {path if publish else Path("runs", path.name): save for path, save in made.items()}
     for path, save in made.items():
         write_atomically(path, save)

@@ -260,7 +260,7 @@ def test_pages_are_what_the_program_writes(tmp_path, monkeypatch):
     report.write(publish=False)
     for page in (report.HERE / "RESULTS.md", report.HERE.parent / "README.md"):
         assert (tmp_path / "runs" / page.name).read_bytes() == page.read_bytes()
-    assert (tmp_path / "runs/compare-chains.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "runs/compare.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_training_is_added_to_those_published(tmp_path, monkeypatch):
@@ -299,10 +299,11 @@ def test_cells_by_hand():
                 for bits in values for seed in (1, 2, 3)]  # fmt: skip
 
     text = {f"flat-{n}": rows(f"flat-{n}", bits) for n, bits in ((3, 9), (6, 7), (12, 5))}
-    text |= {"loop-2": rows("loop-2", 8), "flat-3@2": rows("flat-3@2", 0)}
-    for name, worth, phi in (("loop-2", "4.24", "0.50"), ("flat-6", "–", "–")):
+    text |= {"loop-2@2": rows("loop-2@2", 8), "flat-3@2": rows("flat-3@2", 0)}
+    for name, worth, phi in (("loop-2@2", "4.24", "0.50"), ("flat-6", "–", "–")):
         cells = [report.cell(x, text[name], {"text": text}) for x in ("worth so many layers", "φ")]
         assert [cell.split(" ")[0] for cell in cells] == [worth, phi]
+    assert report.cell("φ", text["loop-2@2"], {"text": {}}) == "–"  # no stacks, no line
     chains = [dict(task="chains", variant=name, seed=seed, accuracy={"12": [seed / 10 - x] * 11})
               for name, x in (("loop", 0), ("forgets", 0.25)) for seed in (3, 4)]  # fmt: skip
     lead = partial(report.cell, report.LEAD, results={"chains": {"loop": chains[:2]}})

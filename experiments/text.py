@@ -127,7 +127,6 @@ def read_pieces(data: Path | None) -> list[bytes]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = make_parser("Train Mythos on text.", Text)
-    parser.epilog = "Example: python -m experiments.text --data BOOKS"
     parser.add_argument("--data", help="a file or folder (default: Python's library)")
 
     def make_task(args) -> Text:
