@@ -161,11 +161,13 @@ class Table(Chains):
     """Another project's benchmark (github.com/duongtrongnguyen123/recurrent-depth-ttc).
 
     Twelve tokens are the table of a random function f: the i-th says what f(i) is. A last one says
-    where to start; after T loops its answer is f applied T times. The table's tokens are scored,
-    too, whatever T is: their answer is themselves. In training T is at most `train_loops`.
+    where to start; after T loops its answer is f applied T times. In an eighth of the sequences
+    the table's tokens are scored, too: their answer is themselves, whatever T is. (In all, they
+    outvote it: a start symbol may never be learned.) In training T is at most `train_loops`.
     """
 
     name, n_nodes, batch_size, steps, train_loops = "table", 12, 96, 2000, 8
+    lr_scale = 0.5  # at 1 the loss jumps as loops grow many, and some answers never come back
     prelude_lr = 1.0  # the prelude has to tell each token of the table where it stands
     halt_threshold = 0.5
 
@@ -187,11 +189,12 @@ class Table(Chains):
         table, node = tokens.split([n, 1], dim=1)
         for _ in range(T):
             node = table.gather(1, node)
-        return tokens, torch.cat([table, node], dim=1), T
+        scored = torch.rand(self.batch_size, 1, generator=generator) < 1 / 8
+        return tokens, torch.cat([table.where(scored, -100), node], dim=1), T
 
     def advance(self, frontier: int, n_loops: int, loss: float) -> int:
-        """Curriculum. Of 13 answers only one is not given away, so the loss starts small."""
-        mastered = n_loops == frontier < self.train_loops and loss < 0.03
+        """Curriculum. A start symbol of twelve that is never learned costs about 0.08."""
+        mastered = n_loops == frontier < self.train_loops and loss < 0.05
         return frontier + 1 if mastered else frontier
 
     def walk(self, model: RecurrentDepthTransformer, threshold: float | None) -> list[float]:
@@ -287,7 +290,7 @@ def stack(layers: int, **more) -> dict:
 SAME_PARAMS, SAME_FLOPS = stack(3, d_ff=448), stack(14, d_ff=222)
 ALL_IN_LOOP = dict(prelude_layers=0, recurrent_layers=3, coda_layers=0)
 
-FRESH = tuple(range(25, 35))  # no recipe was tuned on these seeds
+FRESH, NEW = tuple(range(25, 35)), tuple(range(40, 45))  # no recipe was tuned on these seeds
 NONE, ONCE = dict(n_loops=0), dict(n_loops=1)
 PLAIN_ONCE = ONCE | dict(prelude_lr=1.0)  # see `Counted`
 SLOW = NONE | dict(lr_scale=0.5)  # the rate that suits deep stacks better (seed 5)
@@ -324,8 +327,9 @@ VARIANTS = {
         "flat-slow": Variant("14 layers, half the learning rate", Gates, SAME_FLOPS, SLOW),
     },
     "table": {
-        f"loop-{n}": Variant(f"up to {n} hops", Table, {}, dict(train_loops=n), seeds=FRESH[:5])
-        for n in (4, 8, 16)
+        "loop-4": Variant("up to 4 hops", Table, {}, dict(train_loops=4), seeds=NEW),
+        "loop-8": Variant("up to 8 hops", Table, seeds=NEW),
+        "loop-16": Variant("up to 16 hops", Table, {}, dict(train_loops=16), seeds=NEW),
     },
     "text": {
         **{f"flat-{n}": Variant(f"{n} layers", Bytes, stack(n), NONE) for n in (3, 4, 6)},
