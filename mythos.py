@@ -89,11 +89,11 @@ class MythosConfig:
     rope_theta: float = 10_000.0  # base of RoPE's angles: larger means slower rotation
 
     # Feed-forward: dense SwiGLU in prelude and coda, experts in the loop (num_experts = 0: dense).
-    d_ff: int | None = None  # a SwiGLU's hidden width; None: 8/3·d_model, rounded up to 64s
+    d_ff: int | None = None  # hidden width; None: 8/3·d_model, rounded up to a multiple of 64
     num_experts: int = 8  # E, routed
     num_experts_per_token: int = 2  # K
     num_shared_experts: int = 1  # experts that every token uses, besides its K
-    d_expert: int | None = None  # an expert's width; None: d_ff / (K + shared), rounded up to 8s
+    d_expert: int | None = None  # width; None: d_ff / (K + shared), rounded up to a multiple of 8
 
     norm_eps: float = 1e-6
 
