@@ -943,7 +943,7 @@ def traceable_grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
 
 @traceable_grouped_mm.register_fake
 def grouped_mm_shape(x, weight, offs):
-    shape = (x.shape[0], weight.shape[-1])
+    shape = (x.shape[0], weight.shape[-1])  # (pairs, out); a gradient: (in, out) for each expert
     return x.new_empty(shape if weight.dim() == 3 else (*offs.shape, *shape))
 
 

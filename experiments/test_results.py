@@ -48,7 +48,8 @@ def answer(run, loops=None):
 
 
 def bits(run):
-    return [*run["bits_per_byte"].values()][0]
+    (value,) = run["bits_per_byte"].values()
+    return value
 
 
 def worth(run):
